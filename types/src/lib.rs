@@ -1,0 +1,26 @@
+//! Vocabulary of kvtier: ids, keys, digests, layouts, tiers, semantic types and virtual time. No I/O.
+#![forbid(unsafe_code)]
+
+pub mod chain;
+mod group;
+mod key;
+mod layout;
+mod namespace;
+mod outcome;
+mod semantic;
+mod tenant;
+mod tier;
+mod time;
+
+pub use group::{GroupKind, GroupSpec, prefix_step, usable_prefix};
+pub use key::{
+    BadDigest, BadEngineHash, BlockKey, DIGEST_BYTES, EngineHash, FieldHasher, GroupDigest, LayoutId, NamespaceId,
+    ShardKey,
+};
+pub use layout::{BadLayout, Layout};
+pub use namespace::{HashAlgorithm, Namespace, UnknownHashAlgorithm};
+pub use outcome::Outcome;
+pub use semantic::{BlockHints, SemanticType, UnknownSemanticType};
+pub use tenant::TenantId;
+pub use tier::{Tier, UnknownTier};
+pub use time::Instant;
