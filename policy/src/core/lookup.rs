@@ -1,0 +1,469 @@
+//! Lookups: from keys to leased frames, and the settlement of their tokens.
+
+use std::sync::Arc;
+
+use kvtier_types::{BlockKey, GroupSpec, Instant, Layout, Tier, usable_prefix};
+
+use super::{Core, CoreError};
+use crate::attachment::AttachmentId;
+use crate::catalog::BlockId;
+use crate::entry::Flags;
+use crate::frame::FrameRef;
+use crate::lease::{Lease, LeaseId, Leased, Run};
+use crate::ledger::{Fate, MissReason};
+use crate::limits::{MAX_KEYS_PER_CALL, MAX_LEASES_PER_ATTACHMENT, MAX_REQUEST_ID_BYTES};
+
+/// Consecutive blocks of one group.
+#[derive(Debug, Clone)]
+pub struct LookupRange {
+    /// Index of the group in the layout.
+    pub group: u32,
+    /// Index of the first block in the prefix.
+    pub first_block: u32,
+    /// Keys of the blocks.
+    pub keys: Vec<BlockKey>,
+}
+
+/// What a request wants to load.
+#[derive(Debug, Clone)]
+pub struct LookupRequest {
+    /// Who asks.
+    pub attachment: AttachmentId,
+    /// The request; a second lookup of one request replaces the first.
+    pub request_id: String,
+    /// Blocks in question, at most one range a group.
+    pub ranges: Vec<LookupRange>,
+    /// Tokens the engine holds itself.
+    pub local_tokens: u32,
+}
+
+/// A frame to load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnswerFrame {
+    /// Where the bytes are.
+    pub frame: FrameRef,
+    /// How many.
+    pub bytes: u32,
+    /// Their CRC-64/NVME.
+    pub checksum: u64,
+    /// The tier they came from.
+    pub source: Tier,
+}
+
+/// The answer for one range.
+#[derive(Debug, Clone, Default)]
+pub struct RangeAnswer {
+    /// For each block asked, the slowest tier one of its shards came from, `None` for a miss.
+    pub found: Vec<Option<Tier>>,
+    /// Frames of the found blocks, shard by shard.
+    pub frames: Vec<AnswerFrame>,
+}
+
+/// The answer to a lookup, ranges as asked.
+#[derive(Debug, Clone, Default)]
+pub struct LookupAnswer {
+    /// One answer a range.
+    pub ranges: Vec<RangeAnswer>,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy)]
+pub struct ReleaseReport {
+    /// Tokens the engine held itself when it took the answer.
+    pub local_tokens: u32,
+    /// Tokens it took.
+    pub claimed_tokens: u32,
+    /// Of those, tokens whose load failed.
+    pub lost_tokens: u32,
+}
+
+/// What became of loading one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadResult {
+    /// Loaded and verified.
+    Loaded,
+    /// The bytes did not match.
+    Corrupt,
+    /// Not loaded for another reason.
+    Lost,
+}
+
+/// The report of one shard's load.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadReport {
+    /// The block.
+    pub key: BlockKey,
+    /// Its shard.
+    pub shard: u16,
+    /// The tier it came from.
+    pub source: Tier,
+    /// Generation of the frame it was loaded from.
+    pub generation: u64,
+    /// What became of it.
+    pub result: LoadResult,
+}
+
+/// Shards of the blocks of one range, `None` where a shard is not visible.
+struct Probed {
+    group: u32,
+    first_block: u32,
+    shards: usize,
+    ids: Vec<Option<BlockId>>,
+}
+
+impl Probed {
+    fn block(&self, index: u32) -> Option<&[Option<BlockId>]> {
+        let at = index.checked_sub(self.first_block)? as usize * self.shards;
+        self.ids.get(at..at + self.shards)
+    }
+}
+
+impl Core {
+    /// Finds what is usable of a request's prefix, leases it, and starts bringing up what lies on slower tiers.
+    ///
+    /// # Errors
+    /// [`CoreError`] when the attachment is unknown or a bound is passed; nothing is leased then.
+    pub fn lookup(&mut self, now: Instant, request: LookupRequest) -> Result<LeaseId, CoreError> {
+        self.check_lookup(&request)?;
+        self.release_request(request.attachment, &request.request_id);
+        let attachment = self.attached(request.attachment)?;
+        let (layout, number) = (Arc::clone(&attachment.layout), attachment.layout_number);
+        let probed: Vec<Probed> = request.ranges.iter().map(|r| self.probe(r, number, layout.shards)).collect();
+        let max_tokens = prefix_end(&layout, &probed);
+        let present = |g: usize, b: u32| {
+            probed.iter().any(|p| p.group as usize == g && p.block(b).is_some_and(|s| s.iter().all(Option::is_some)))
+        };
+        let usable = usable_prefix(&layout.groups, request.local_tokens, max_tokens, present);
+        let reasons = self.reasons(&request, &layout);
+        let blocks = self.leasable(&probed, &layout.groups, request.local_tokens, usable);
+        let id = LeaseId(self.take_id());
+        let lease = Lease {
+            attachment: request.attachment,
+            request_id: request.request_id.clone(),
+            waiting: 0,
+            local_tokens: request.local_tokens,
+            asked: probed.iter().map(|p| (to_u16(p.group), p.first_block, to_u32(p.ids.len() / p.shards))).collect(),
+            reasons,
+            runs: Vec::new(),
+            expires: now + self.config.lease_ttl,
+            corrupt: false,
+            blocks,
+        };
+        self.take_lease(id, lease);
+        let attachment = self.attachments.get_mut(&request.attachment).ok_or(CoreError::UnknownAttachment)?;
+        attachment.leases.insert(request.request_id, id);
+        self.pump();
+        Ok(id)
+    }
+
+    fn check_lookup(&self, request: &LookupRequest) -> Result<(), CoreError> {
+        let attachment = self.attached(request.attachment)?;
+        let keys: usize = request.ranges.iter().map(|r| r.keys.len()).sum();
+        let limit = |what, max| Err(CoreError::Limit { what, max });
+        if keys.saturating_mul(usize::from(attachment.layout.shards)) > MAX_KEYS_PER_CALL {
+            return limit("shards in one lookup", MAX_KEYS_PER_CALL);
+        }
+        if attachment.leases.len() >= MAX_LEASES_PER_ATTACHMENT {
+            return limit("leases of one attachment", MAX_LEASES_PER_ATTACHMENT);
+        }
+        if request.request_id.len() > MAX_REQUEST_ID_BYTES {
+            return limit("bytes of a request id", MAX_REQUEST_ID_BYTES);
+        }
+        let groups = attachment.layout.groups.len();
+        match request.ranges.iter().find(|r| r.group as usize >= groups) {
+            Some(range) => Err(CoreError::UnknownGroup { group: range.group, groups }),
+            None => Ok(()),
+        }
+    }
+
+    fn probe(&self, range: &LookupRange, layout: u16, shards: u16) -> Probed {
+        let visible = |key: &BlockKey, shard| {
+            self.catalog.find(key, layout, shard).filter(|id| self.catalog.get(*id).visible())
+        };
+        let ids = range.keys.iter().flat_map(|key| (0..shards).map(move |shard| visible(key, shard))).collect();
+        Probed { group: range.group, first_block: range.first_block, shards: usize::from(shards), ids }
+    }
+
+    /// Why each block of the reference group is missing, should it not be offered.
+    fn reasons(&self, request: &LookupRequest, layout: &Layout) -> Vec<MissReason> {
+        let reference = reference_group(&layout.groups);
+        let Some(range) = request.ranges.iter().find(|r| r.group as usize == reference) else { return Vec::new() };
+        let Ok(attachment) = self.attached(request.attachment) else { return Vec::new() };
+        let mut carried = MissReason::Novel;
+        let mut out = Vec::with_capacity(range.keys.len());
+        for key in &range.keys {
+            let shards = (0..layout.shards).map(|s| self.catalog.find(key, attachment.layout_number, s));
+            let missing = shards.flatten().find(|id| !self.catalog.get(*id).visible());
+            let any = self.catalog.find(key, attachment.layout_number, 0);
+            carried = match (missing, any) {
+                (Some(id), _) if self.catalog.get(id).flags.has(Flags::RESERVED) => MissReason::Busy,
+                (Some(_), _) | (None, None) => self.miss_reason(key),
+                // It is here: if it is not offered, that is because of what came before it.
+                (None, Some(_)) => carried,
+            };
+            out.push(carried);
+        }
+        out
+    }
+
+    fn leasable(&self, probed: &[Probed], groups: &[GroupSpec], local: u32, usable: u32) -> Vec<Leased> {
+        let mut out = Vec::new();
+        for range in probed {
+            let spec = &groups[range.group as usize];
+            for block in spec.needed_blocks(usable) {
+                let held_by_engine = (block + 1) * spec.block_tokens <= local;
+                let Some(ids) = range.block(block).filter(|_| !held_by_engine) else { continue };
+                for (shard, id) in ids.iter().enumerate() {
+                    let Some(id) = *id else { continue };
+                    let source = self.catalog.get(id).fastest().unwrap_or(Tier::Host);
+                    let (group, shard) = (to_u16(range.group), to_u16(to_u32(shard)));
+                    out.push(Leased { id, group, shard, block, source });
+                }
+            }
+        }
+        out.sort_unstable_by_key(|l| (l.group, l.block, l.shard));
+        out
+    }
+
+    fn take_lease(&mut self, id: LeaseId, mut lease: Lease) {
+        let tick = self.next_tick();
+        for leased in &lease.blocks {
+            self.catalog.update(leased.id, |e| {
+                e.leases += 1;
+                e.touched = tick;
+            });
+            if self.catalog.get(leased.id).host.is_none() {
+                lease.waiting += 1;
+                self.waiters.entry(leased.id).or_default().push(id);
+                self.want_host(leased.id);
+            }
+        }
+        self.leases.insert(id, lease);
+    }
+
+    /// Shards of a lease still on their way up.
+    ///
+    /// # Errors
+    /// [`CoreError::UnknownLease`].
+    pub fn waiting(&self, lease: LeaseId) -> Result<usize, CoreError> {
+        self.leases.get(&lease).map(|l| l.waiting).ok_or(CoreError::UnknownLease)
+    }
+
+    /// The answer as it stands: what is in host memory now. What is still on its way counts as late.
+    ///
+    /// # Errors
+    /// [`CoreError::UnknownLease`].
+    pub fn collect(&mut self, lease: LeaseId) -> Result<LookupAnswer, CoreError> {
+        let held = self.leases.get(&lease).ok_or(CoreError::UnknownLease)?;
+        let attachment = self.attached(held.attachment)?;
+        let layout = Arc::clone(&attachment.layout);
+        let shards = usize::from(layout.shards);
+        // Leased shards are grouped by block, in shard order.
+        let ready = |group: usize, block: u32| -> Option<&[Leased]> {
+            let key = (to_u16(to_u32(group)), block);
+            let start = held.blocks.partition_point(|l| (l.group, l.block) < key);
+            let run = held.blocks.get(start..start + shards)?;
+            let complete = run.iter().all(|l| (l.group, l.block) == key && self.in_host(l.id));
+            complete.then_some(run)
+        };
+        let end = held.asked.iter().map(|(g, first, n)| (first + n) * layout.groups[usize::from(*g)].block_tokens);
+        let max_tokens = end.max().unwrap_or(0);
+        let usable = usable_prefix(&layout.groups, held.local_tokens, max_tokens, |g, b| ready(g, b).is_some());
+        let mut answer = LookupAnswer::default();
+        for (group, first, count) in &held.asked {
+            let needed = layout.groups[usize::from(*group)].needed_blocks(usable);
+            let mut range = RangeAnswer::default();
+            for block in *first..first + count {
+                let run = if needed.contains(&block) { ready(usize::from(*group), block) } else { None };
+                range.found.push(run.and_then(|r| r.iter().map(|l| l.source).max()));
+                range.frames.extend(run.unwrap_or_default().iter().map(|l| self.answer_frame(l)));
+            }
+            answer.ranges.push(range);
+        }
+        let runs = fates(held, &layout.groups, usable, &answer);
+        if let Some(held) = self.leases.get_mut(&lease) {
+            held.runs = runs;
+        }
+        Ok(answer)
+    }
+
+    fn in_host(&self, id: BlockId) -> bool {
+        let entry = self.catalog.get(id);
+        entry.resident(Tier::Host) && !entry.flags.has(Flags::DOOMED)
+    }
+
+    fn answer_frame(&self, leased: &Leased) -> AnswerFrame {
+        let entry = self.catalog.get(leased.id);
+        let frame = entry.host.expect("collected shards are in host memory");
+        AnswerFrame { frame, bytes: entry.bytes, checksum: entry.checksum, source: leased.source }
+    }
+
+    /// Ends a request's lease and settles its tokens.
+    pub fn release(&mut self, attachment: AttachmentId, request_id: &str, report: ReleaseReport) {
+        let Some(lease) = self.attachments.get_mut(&attachment).and_then(|a| a.leases.remove(request_id)) else {
+            return;
+        };
+        let Some(held) = self.leases.get(&lease) else { return };
+        let lost_as = if held.corrupt { MissReason::Corrupt } else { MissReason::Late };
+        let runs = held.runs.clone();
+        let skipped = report.local_tokens.saturating_sub(held.local_tokens);
+        self.settle(&runs, skipped, report, lost_as);
+        self.drop_lease(lease);
+        self.pump();
+    }
+
+    /// Counts fates: tokens the engine turned out to hold itself are not looked up at all.
+    fn settle(&mut self, runs: &[Run], skipped: u32, report: ReleaseReport, lost_as: MissReason) {
+        let (mut skip, mut claimed) = (skipped, report.claimed_tokens);
+        let mut lost = report.lost_tokens.min(report.claimed_tokens);
+        for run in runs {
+            let skipped = skip.min(run.tokens);
+            skip -= skipped;
+            let tokens = run.tokens - skipped;
+            let Fate::Served(_) = run.fate else {
+                self.ledger.count(run.fate, u64::from(tokens));
+                continue;
+            };
+            let taken = claimed.min(tokens);
+            claimed -= taken;
+            let failed = lost.min(taken);
+            lost -= failed;
+            self.ledger.count(run.fate, u64::from(taken - failed));
+            self.ledger.count(Fate::Missed(lost_as), u64::from(failed));
+            self.ledger.count(Fate::Missed(MissReason::Declined), u64::from(tokens - taken));
+        }
+    }
+
+    /// Ends a lease whose holder did not say how it went: what it was offered counts under `reason`.
+    pub(super) fn end_lease(&mut self, lease: LeaseId, reason: MissReason) {
+        if let Some(held) = self.leases.get(&lease) {
+            let (attachment, request_id) = (held.attachment, held.request_id.clone());
+            for run in held.runs.clone() {
+                let fate = if matches!(run.fate, Fate::Served(_)) { Fate::Missed(reason) } else { run.fate };
+                self.ledger.count(fate, u64::from(run.tokens));
+            }
+            if let Some(attachment) = self.attachments.get_mut(&attachment) {
+                attachment.leases.remove(&request_id);
+            }
+        }
+        self.drop_lease(lease);
+    }
+
+    fn release_request(&mut self, attachment: AttachmentId, request_id: &str) {
+        let lease = self.attachments.get(&attachment).and_then(|a| a.leases.get(request_id)).copied();
+        if let Some(lease) = lease {
+            self.end_lease(lease, MissReason::Declined);
+        }
+    }
+
+    fn drop_lease(&mut self, lease: LeaseId) {
+        let Some(held) = self.leases.remove(&lease) else { return };
+        for leased in held.blocks {
+            if let Some(waiting) = self.waiters.get_mut(&leased.id) {
+                waiting.retain(|l| *l != lease);
+                if waiting.is_empty() {
+                    self.waiters.remove(&leased.id);
+                }
+            }
+            if self.catalog.update(leased.id, |e| e.leases -= 1) {
+                self.finish_doomed(leased.id);
+            }
+        }
+    }
+
+    /// Takes an engine's word on its loads: counts them, and quarantines copies whose bytes were wrong.
+    ///
+    /// # Errors
+    /// [`CoreError::UnknownAttachment`].
+    pub fn report_loads(
+        &mut self,
+        attachment: AttachmentId,
+        request_id: &str,
+        reports: &[LoadReport],
+    ) -> Result<(), CoreError> {
+        let reporter = self.attached(attachment)?;
+        let (layout, engine) = (reporter.layout_number, reporter.engine);
+        for report in reports {
+            match report.result {
+                LoadResult::Loaded => self.counts.loaded[report.source.index()] += 1,
+                LoadResult::Lost => self.counts.lost += 1,
+                LoadResult::Corrupt => {
+                    self.counts.corrupt += 1;
+                    self.quarantine(report, layout);
+                    self.mark_corrupt(engine, request_id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the host copy a reader found damaged, unless its frame was reused since. Lower copies are verified when
+    /// they are read, so they may stay.
+    fn quarantine(&mut self, report: &LoadReport, layout: u16) {
+        let Some(id) = self.catalog.find(&report.key, layout, report.shard) else { return };
+        let same_frame = self.catalog.get(id).host.is_some_and(|f| f.generation == report.generation);
+        if same_frame && !self.catalog.get(id).flags.has(Flags::RESERVED) {
+            self.ghost.insert(&report.key, MissReason::Corrupt);
+            self.drop_host(id);
+        }
+    }
+
+    fn mark_corrupt(&mut self, engine: u32, request_id: &str) {
+        let of_engine = self.attachments.values().filter(|a| a.engine == engine);
+        let leases: Vec<LeaseId> = of_engine.filter_map(|a| a.leases.get(request_id)).copied().collect();
+        for lease in leases {
+            if let Some(lease) = self.leases.get_mut(&lease) {
+                lease.corrupt = true;
+            }
+        }
+    }
+}
+
+/// The group whose blocks stand for the prefix's tokens in the ledger.
+fn reference_group(groups: &[GroupSpec]) -> usize {
+    groups.iter().position(|g| g.kind.needs_ancestors()).unwrap_or(0)
+}
+
+/// Fates of the tokens beyond the engine's own, in prefix order.
+fn fates(held: &Lease, groups: &[GroupSpec], usable: u32, answer: &LookupAnswer) -> Vec<Run> {
+    let reference = reference_group(groups);
+    let Some(at) = held.asked.iter().position(|(g, _, _)| usize::from(*g) == reference) else { return Vec::new() };
+    let (_, first, _) = held.asked[at];
+    let tokens = groups[reference].block_tokens;
+    let found = &answer.ranges[at].found;
+    let slowest = |tier: &Option<Tier>| tier.unwrap_or(Tier::Host);
+    let mut runs = Vec::with_capacity(found.len());
+    for (index, tier) in found.iter().enumerate() {
+        let block = first + to_u32(index);
+        if (block + 1) * tokens <= held.local_tokens {
+            continue;
+        }
+        let fate = if (block + 1) * tokens <= usable {
+            Fate::Served(slowest(tier))
+        } else {
+            let wanted = (to_u16(to_u32(reference)), block);
+            let leased = held.blocks.binary_search_by_key(&(wanted.0, wanted.1, 0), |l| (l.group, l.block, l.shard)).is_ok();
+            let reason = held.reasons.get(index).copied().unwrap_or(MissReason::Novel);
+            Fate::Missed(if leased { MissReason::Late } else { reason })
+        };
+        runs.push(Run { fate, tokens });
+    }
+    runs
+}
+
+fn prefix_end(layout: &Layout, probed: &[Probed]) -> u32 {
+    let end = |p: &Probed| {
+        let blocks = p.first_block.saturating_add(to_u32(p.ids.len() / p.shards));
+        blocks.saturating_mul(layout.groups[p.group as usize].block_tokens)
+    };
+    probed.iter().map(end).max().unwrap_or(0)
+}
+
+/// Counts here are bounded by [`MAX_KEYS_PER_CALL`].
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn to_u16(n: u32) -> u16 {
+    u16::try_from(n).unwrap_or(u16::MAX)
+}

@@ -1,0 +1,334 @@
+//! [`Core`]: the state machine that composes catalog, leases, rankings, movement and ledger.
+//!
+//! *Use*: call a method with the time; perform every [`Action`] of [`Core::poll_action`]; report its end with
+//! [`Core::moved`]; call [`Core::expire`] at [`Core::poll_timeout`].
+
+mod control;
+mod lookup;
+mod moves;
+mod session;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use kvtier_types::{Expect, Instant, Location, RecordMeta, ShardKey, Tier};
+use rustc_hash::FxHashMap;
+
+pub use control::{BlockView, EvictPlan, ReplicaView, TierUse};
+pub use lookup::{AnswerFrame, LoadReport, LoadResult, LookupAnswer, LookupRange, LookupRequest, RangeAnswer, ReleaseReport};
+pub use moves::{MoveEnd, Reclaimed};
+pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
+
+use crate::attachment::{Attachment, AttachmentId};
+use crate::catalog::{BlockId, Catalog};
+use crate::evict::LeafLru;
+use crate::frame::{FramePool, FrameRef};
+use crate::ghost::Ghost;
+use crate::intern::Interner;
+use crate::lease::{Lease, LeaseId};
+use crate::ledger::Ledger;
+use crate::limits::GHOST_KEYS;
+use crate::pools::Pools;
+
+/// What the core needs to know of its node.
+#[derive(Debug, Clone)]
+pub struct CoreConfig {
+    /// Whether there is a disk tier.
+    pub disk: bool,
+    /// Whether there is an object tier.
+    pub object: bool,
+    /// Copy downwards as soon as a block is sealed, instead of when host memory passes the high watermark.
+    pub eager_offload: bool,
+    /// Share of host memory, in percent, from which blocks without a lower copy are offloaded.
+    pub high_watermark_percent: u8,
+    /// Offloads under way at once.
+    pub max_offloads: usize,
+    /// Onboards under way at once.
+    pub max_onboards: usize,
+    /// How long a lease lives without a heartbeat.
+    pub lease_ttl: Duration,
+    /// How long a reservation may stay unsealed.
+    pub reserve_ttl: Duration,
+    /// Silence after which an attachment is dead.
+    pub attachment_ttl: Duration,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        Self {
+            disk: false,
+            object: false,
+            eager_offload: true,
+            high_watermark_percent: 80,
+            max_offloads: 16,
+            max_onboards: 32,
+            lease_ttl: Duration::from_secs(30),
+            reserve_ttl: Duration::from_secs(60),
+            attachment_ttl: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Why the core refuses a call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CoreError {
+    /// The attachment is unknown: never attached, detached, or reaped. Attach again.
+    #[error("unknown attachment: attach again")]
+    UnknownAttachment,
+    /// A bound of [`crate::limits`] was reached.
+    #[error("limit reached: {what} (at most {max})")]
+    Limit {
+        /// What there is too much of.
+        what: &'static str,
+        /// The bound.
+        max: usize,
+    },
+    /// A group index outside the attachment's layout.
+    #[error("group {group} is not in the layout, which has {groups}")]
+    UnknownGroup {
+        /// The index given.
+        group: u32,
+        /// Groups of the layout.
+        groups: usize,
+    },
+    /// Two attachments of one engine disagree.
+    #[error("engine {engine} is attached with another {what}: restart the engine, or give each engine its own id")]
+    EngineMismatch {
+        /// The engine.
+        engine: String,
+        /// `namespace` or `layout`.
+        what: &'static str,
+    },
+    /// The lease is unknown: released, or expired.
+    #[error("unknown lease")]
+    UnknownLease,
+}
+
+/// Number of a movement, never reused within a run of the core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MoveId(u64);
+
+/// What the shell shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Copy a host frame into a slower tier; report with [`Core::moved`].
+    Offload {
+        /// Names the movement.
+        id: MoveId,
+        /// Where to.
+        to: Tier,
+        /// What to write beside the bytes.
+        meta: RecordMeta,
+        /// Where the bytes are.
+        frame: FrameRef,
+    },
+    /// Copy a record into a host frame; report with [`Core::moved`].
+    Onboard {
+        /// Names the movement.
+        id: MoveId,
+        /// The shard.
+        key: ShardKey,
+        /// Where from.
+        from: Tier,
+        /// Where it lies there.
+        at: Location,
+        /// What it must be.
+        expect: Expect,
+        /// Where to.
+        into: FrameRef,
+    },
+    /// A record is dead.
+    Forget {
+        /// The tier.
+        tier: Tier,
+        /// Where it lies there.
+        at: Location,
+        /// Its payload's length.
+        bytes: u64,
+    },
+}
+
+/// What a movement does to the catalog when it ends.
+#[derive(Debug, Clone, Copy)]
+enum Movement {
+    Offload { to: Tier, sequence: u64 },
+    Onboard { from: Tier, at: Location, into: FrameRef },
+}
+
+/// A frame granted and not yet sealed.
+#[derive(Debug, Clone, Copy)]
+struct Reserved {
+    engine: u32,
+    expires: Instant,
+}
+
+/// Counts that only grow, for metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Shards sealed.
+    pub sealed: u64,
+    /// Reservations answered with a frame, `Present`, `Busy`.
+    pub reserved: [u64; 3],
+    /// Copies dropped to make room, by tier.
+    pub evicted: [u64; Tier::ALL.len()],
+    /// Movements that ended well, by target tier.
+    pub moved: [u64; Tier::ALL.len()],
+    /// Movements that failed, by target tier.
+    pub move_failures: [u64; Tier::ALL.len()],
+    /// Blocks loaded by engines, by the tier they came from.
+    pub loaded: [u64; Tier::ALL.len()],
+    /// Copies whose bytes did not match their checksum.
+    pub corrupt: u64,
+    /// Loads that failed for another reason than their bytes.
+    pub lost: u64,
+    /// Attachments reaped because they fell silent or their stream closed.
+    pub reaped: u64,
+    /// Reservations reaped.
+    pub reaped_reservations: u64,
+    /// Leases that expired.
+    pub expired_leases: u64,
+}
+
+/// The policy core of one node.
+#[derive(Debug)]
+pub struct Core {
+    config: CoreConfig,
+    catalog: Catalog,
+    frames: Box<dyn FramePool>,
+    attachments: BTreeMap<AttachmentId, Attachment>,
+    engines: Interner<String>,
+    reserved: BTreeMap<BlockId, Reserved>,
+    leases: BTreeMap<LeaseId, Lease>,
+    waiters: FxHashMap<BlockId, Vec<LeaseId>>,
+    moves: BTreeMap<MoveId, (BlockId, Movement)>,
+    offloads: VecDeque<(BlockId, Tier)>,
+    onboards: VecDeque<BlockId>,
+    offloading: usize,
+    onboarding: usize,
+    actions: VecDeque<Action>,
+    ghost: Ghost,
+    ledger: Ledger,
+    counts: Counts,
+    host_used_bytes: u64,
+    /// Order of touches; each call that uses blocks takes one.
+    tick: u64,
+    next_sequence: u64,
+    next_id: u64,
+}
+
+impl Core {
+    /// A core over `frames`, with nothing in it.
+    #[must_use]
+    pub fn new(config: CoreConfig, frames: Box<dyn FramePool>, class_of: impl Fn(u64) -> u64 + Send + 'static) -> Self {
+        let pools = Pools::new(Box::new(|| Box::<LeafLru>::default()), Box::new(class_of));
+        Self {
+            config,
+            catalog: Catalog::new(pools),
+            frames,
+            attachments: BTreeMap::new(),
+            engines: Interner::default(),
+            reserved: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            waiters: FxHashMap::default(),
+            moves: BTreeMap::new(),
+            offloads: VecDeque::new(),
+            onboards: VecDeque::new(),
+            offloading: 0,
+            onboarding: 0,
+            actions: VecDeque::new(),
+            ghost: Ghost::new(GHOST_KEYS),
+            ledger: Ledger::default(),
+            counts: Counts::default(),
+            host_used_bytes: 0,
+            tick: 0,
+            next_sequence: 1,
+            next_id: 1,
+        }
+    }
+
+    /// The next thing to do, until there is none.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Self::expire`] wants to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let leases = self.leases.values().map(|l| l.expires);
+        let attachments = self.attachments.values().map(|a| a.seen + self.config.attachment_ttl);
+        let reserved = self.reserved.values().map(|r| r.expires);
+        leases.chain(attachments).chain(reserved).min()
+    }
+
+    /// The ledger so far.
+    #[must_use]
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub const fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    const fn take_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    const fn next_tick(&mut self) -> u64 {
+        self.tick += 1;
+        self.tick
+    }
+
+    /// Gives an entry's host frame back.
+    fn drop_host(&mut self, id: BlockId) {
+        let Some(frame) = self.catalog.get(id).host else { return };
+        let bytes = u64::from(self.catalog.get(id).bytes);
+        self.free_frame(frame, bytes);
+        self.catalog.update(id, |e| e.host = None);
+    }
+
+    fn free_frame(&mut self, frame: FrameRef, bytes: u64) {
+        self.host_used_bytes -= self.frames.class(bytes);
+        self.frames.free(frame, bytes);
+    }
+
+    /// Drops an entry's copy in one tier. The entry itself may go with it.
+    fn drop_copy(&mut self, id: BlockId, tier: Tier) {
+        let entry = self.catalog.get(id);
+        let bytes = u64::from(entry.bytes);
+        match tier {
+            Tier::Device => {}
+            Tier::Host => self.drop_host(id),
+            Tier::Disk => {
+                if let Some(at) = entry.disk {
+                    self.actions.push_back(Action::Forget { tier, at, bytes });
+                    self.catalog.update(id, |e| e.disk = None);
+                }
+            }
+            Tier::Object => {
+                if let Some(at) = entry.object {
+                    self.actions.push_back(Action::Forget { tier, at, bytes });
+                    self.catalog.update(id, |e| e.object = None);
+                }
+            }
+        }
+    }
+
+    /// Drops every copy of an entry.
+    fn drop_all(&mut self, id: BlockId) {
+        for tier in Tier::ALL {
+            if self.catalog.try_get(id).is_some() {
+                self.drop_copy(id, tier);
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Movement between tiers: what waits, what is under way, what became of it.
+
+use kvtier_types::{BlockHints, Location, RecordMeta, ShardKey, Tier};
+
+use super::{Action, Core, MoveId, Movement};
+use crate::catalog::{BlockId, Scope};
+use crate::entry::{Entry, Flags};
+use crate::frame::FrameRef;
+use crate::ledger::MissReason;
+use crate::limits::VICTIM_SCAN;
+
+/// How a movement ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoveEnd {
+    /// Done; the place of the new record when the target has places.
+    Done(Option<Location>),
+    /// The source's bytes do not match their checksum.
+    Corrupt,
+    /// The source has no such record.
+    Gone,
+    /// It failed for now.
+    Failed,
+}
+
+/// What became of a request to reclaim room on a lower tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reclaimed {
+    /// Copies dropped.
+    pub copies: usize,
+    /// Their payload bytes.
+    pub bytes: u64,
+}
+
+impl Core {
+    /// Starts what there is room to start.
+    pub(super) fn pump(&mut self) {
+        self.watch_watermark();
+        self.pump_onboards();
+        self.pump_offloads();
+    }
+
+    /// Tells the core that the pool has more room than it said last.
+    pub fn frames_grew(&mut self) {
+        self.pump();
+    }
+
+    fn watch_watermark(&mut self) {
+        let capacity = self.frames.capacity_bytes();
+        let high = capacity / 100 * u64::from(self.config.high_watermark_percent);
+        if self.config.eager_offload || self.host_used_bytes <= high || self.offloads.len() >= self.config.max_offloads {
+            return;
+        }
+        let bare = |id: &BlockId| {
+            let e = self.catalog.get(*id);
+            e.disk.is_none() && e.object.is_none() && !e.flags.has(Flags::QUEUED)
+        };
+        let rankings = self.catalog.pools().of_tier(Tier::Host);
+        let next: Vec<BlockId> =
+            rankings.flat_map(|r| r.victims().take(VICTIM_SCAN).filter(bare).collect::<Vec<_>>()).collect();
+        for id in next {
+            self.queue_offload(id);
+        }
+    }
+
+    /// Puts a block in the queue of its next lower tier without a copy.
+    pub(super) fn queue_offload(&mut self, id: BlockId) {
+        let entry = self.catalog.get(id);
+        if entry.flags.has(Flags::QUEUED) || !entry.resident(Tier::Host) {
+            return;
+        }
+        let to = if self.config.disk && entry.disk.is_none() {
+            Tier::Disk
+        } else if self.config.object && entry.object.is_none() {
+            Tier::Object
+        } else {
+            return;
+        };
+        self.catalog.update(id, |e| e.flags.set(Flags::QUEUED, true));
+        self.offloads.push_back((id, to));
+    }
+
+    fn pump_offloads(&mut self) {
+        while self.offloading < self.config.max_offloads {
+            let Some((id, to)) = self.offloads.pop_front() else { return };
+            if !self.catalog.update(id, |e| e.flags.set(Flags::QUEUED, false)) {
+                continue;
+            }
+            let entry = self.catalog.get(id);
+            let copied = if to == Tier::Disk { entry.disk.is_some() } else { entry.object.is_some() };
+            let Some(frame) = entry.host.filter(|_| entry.resident(Tier::Host) && !copied) else { continue };
+            if entry.flags.has(Flags::DOOMED) {
+                continue;
+            }
+            let sequence = self.next_sequence;
+            self.next_sequence += 1;
+            let meta = self.meta(self.catalog.get(id), sequence);
+            let move_id = MoveId(self.take_id());
+            let flag = if to == Tier::Disk { Flags::TO_DISK } else { Flags::TO_OBJECT };
+            self.catalog.update(id, |e| e.flags.set(flag, true));
+            self.moves.insert(move_id, (id, Movement::Offload { to, sequence }));
+            self.offloading += 1;
+            self.actions.push_back(Action::Offload { id: move_id, to, meta, frame });
+        }
+    }
+
+    /// Asks for a copy in host memory.
+    pub(super) fn want_host(&mut self, id: BlockId) {
+        if !self.catalog.get(id).flags.has(Flags::TO_HOST) {
+            self.catalog.update(id, |e| e.flags.set(Flags::TO_HOST, true));
+            self.onboards.push_back(id);
+        }
+    }
+
+    fn pump_onboards(&mut self) {
+        while self.onboarding < self.config.max_onboards {
+            let Some(&id) = self.onboards.front() else { return };
+            let entry = self.catalog.get(id);
+            let from = [Tier::Disk, Tier::Object].into_iter().find(|t| entry.resident(*t));
+            let wanted = self.waiters.contains_key(&id) && !entry.flags.has(Flags::DOOMED);
+            let Some(from) = from.filter(|_| wanted && entry.host.is_none()) else {
+                self.onboards.pop_front();
+                self.onboard_ended(id);
+                continue;
+            };
+            let bytes = u64::from(entry.bytes);
+            // Without room it stays first in line: a lease that ends, or growth, makes some.
+            let Some(into) = self.host_frame(bytes) else { return };
+            self.onboards.pop_front();
+            self.start_onboard(id, from, into);
+        }
+    }
+
+    fn start_onboard(&mut self, id: BlockId, from: Tier, into: FrameRef) {
+        let entry = self.catalog.get(id);
+        let key = self.shard_key(entry);
+        let expect = kvtier_types::Expect { bytes: u64::from(entry.bytes), checksum: entry.checksum };
+        let at = if from == Tier::Disk { entry.disk } else { entry.object };
+        let at = at.expect("the source was chosen for having a copy");
+        let move_id = MoveId(self.take_id());
+        self.moves.insert(move_id, (id, Movement::Onboard { from, at, into }));
+        self.onboarding += 1;
+        self.actions.push_back(Action::Onboard { id: move_id, key, from, at, expect, into });
+    }
+
+    /// Takes note of a movement's end.
+    pub fn moved(&mut self, id: MoveId, end: MoveEnd) {
+        let Some((block, movement)) = self.moves.remove(&id) else { return };
+        match movement {
+            Movement::Offload { to, sequence } => self.offload_ended(block, to, sequence, end),
+            Movement::Onboard { from, at, into } => self.onboard_moved(block, from, at, into, end),
+        }
+        self.pump();
+    }
+
+    fn offload_ended(&mut self, id: BlockId, to: Tier, sequence: u64, end: MoveEnd) {
+        self.offloading -= 1;
+        let flag = if to == Tier::Disk { Flags::TO_DISK } else { Flags::TO_OBJECT };
+        let place = if let MoveEnd::Done(place) = end { place } else { None };
+        let counts = if place.is_some() { &mut self.counts.moved } else { &mut self.counts.move_failures };
+        counts[to.index()] += 1;
+        self.catalog.update(id, |e| {
+            if let Some(at) = place {
+                if to == Tier::Disk { e.disk = Some(at) } else { e.object = Some(at) }
+                e.sequence = e.sequence.max(sequence);
+            }
+            e.flags.set(flag, false);
+        });
+        if end == MoveEnd::Corrupt && self.catalog.try_get(id).is_some() {
+            self.counts.corrupt += 1;
+            let key = self.catalog.get(id).key;
+            self.ghost.insert(&key, MissReason::Corrupt);
+            self.drop_host(id);
+        }
+        if self.catalog.try_get(id).is_some() {
+            self.finish_doomed(id);
+        }
+        if place.is_some() && self.catalog.try_get(id).is_some() {
+            self.queue_offload_after(id, to);
+        }
+    }
+
+    /// What is on disk goes on to the object store, where there is one.
+    fn queue_offload_after(&mut self, id: BlockId, done: Tier) {
+        if done == Tier::Disk && self.config.object {
+            self.queue_offload(id);
+        }
+    }
+
+    fn onboard_moved(&mut self, id: BlockId, from: Tier, at: Location, into: FrameRef, end: MoveEnd) {
+        self.onboarding -= 1;
+        let done = matches!(end, MoveEnd::Done(_));
+        let counts = if done { &mut self.counts.moved } else { &mut self.counts.move_failures };
+        counts[Tier::Host.index()] += 1;
+        if done {
+            self.catalog.update(id, |e| e.host = Some(into));
+        } else {
+            let bytes = u64::from(self.catalog.get(id).bytes);
+            self.free_frame(into, bytes);
+        }
+        if matches!(end, MoveEnd::Corrupt | MoveEnd::Gone) {
+            self.lose_record(id, from, at, end);
+            let entry = self.catalog.get(id);
+            if [Tier::Disk, Tier::Object].into_iter().any(|t| entry.resident(t)) {
+                // Another copy may be good; the block keeps its place among those wanted.
+                self.onboards.push_back(id);
+                return;
+            }
+        }
+        self.onboard_ended(id);
+    }
+
+    fn lose_record(&mut self, id: BlockId, from: Tier, at: Location, end: MoveEnd) {
+        if end == MoveEnd::Corrupt {
+            self.counts.corrupt += 1;
+            let key = self.catalog.get(id).key;
+            self.ghost.insert(&key, MissReason::Corrupt);
+        }
+        let entry = self.catalog.get(id);
+        let current = if from == Tier::Disk { entry.disk } else { entry.object };
+        if current == Some(at) {
+            self.drop_copy(id, from);
+        }
+    }
+
+    /// Nobody waits for this block's movement upwards any more, however it ended.
+    fn onboard_ended(&mut self, id: BlockId) {
+        for lease in self.waiters.remove(&id).unwrap_or_default() {
+            if let Some(lease) = self.leases.get_mut(&lease) {
+                lease.waiting -= 1;
+            }
+        }
+        if self.catalog.update(id, |e| e.flags.set(Flags::TO_HOST, false)) {
+            self.finish_doomed(id);
+        }
+    }
+
+    /// Drops what was evicted by verb, once nothing uses it.
+    pub(super) fn finish_doomed(&mut self, id: BlockId) {
+        let entry = self.catalog.get(id);
+        if entry.flags.has(Flags::DOOMED) && !entry.in_use() {
+            self.drop_all(id);
+        }
+    }
+
+    /// Drops copies from a lower tier, least valuable first, until `bytes` are freed or nothing more may go.
+    pub fn reclaim(&mut self, tier: Tier, bytes: u64) -> Reclaimed {
+        let mut done = Reclaimed::default();
+        while done.bytes < bytes {
+            let victim = self.catalog.pools().of_tier(tier).next().and_then(|r| r.victims().next());
+            let Some(victim) = victim else { break };
+            done.bytes += u64::from(self.catalog.get(victim).bytes);
+            done.copies += 1;
+            self.evict_copy(victim, tier);
+        }
+        done
+    }
+
+    /// A record that lies in a log segment to be reused: what to write to keep it, `None` when it may go.
+    pub fn relocate(&mut self, key: &ShardKey, at: Location) -> Option<RecordMeta> {
+        let layout = self.catalog.layout(&key.layout)?;
+        let id = self.catalog.find(&key.block, layout, key.shard)?;
+        let entry = self.catalog.get(id);
+        if entry.disk != Some(at) || entry.flags.has(Flags::DOOMED | Flags::RELOCATING) {
+            return None;
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        let meta = self.meta(self.catalog.get(id), sequence);
+        self.catalog.update(id, |e| e.flags.set(Flags::RELOCATING, true));
+        Some(meta)
+    }
+
+    /// Ends a relocation: `to` is the new place, `None` when it was lost.
+    pub fn relocated(&mut self, key: &ShardKey, from: Location, to: Option<(Location, u64)>) {
+        let Some(layout) = self.catalog.layout(&key.layout) else { return };
+        let Some(id) = self.catalog.find(&key.block, layout, key.shard) else { return };
+        let entry = self.catalog.get(id);
+        let bytes = u64::from(entry.bytes);
+        let still = entry.disk == Some(from);
+        self.catalog.update(id, |e| {
+            if still {
+                e.disk = to.map(|(at, _)| at);
+                e.sequence = to.map_or(e.sequence, |(_, sequence)| e.sequence.max(sequence));
+            }
+            e.flags.set(Flags::RELOCATING, false);
+        });
+        if still {
+            self.actions.push_back(Action::Forget { tier: Tier::Disk, at: from, bytes });
+        } else if let Some((at, _)) = to {
+            self.actions.push_back(Action::Forget { tier: Tier::Disk, at, bytes });
+        }
+        if self.catalog.try_get(id).is_some() {
+            self.finish_doomed(id);
+        }
+    }
+
+    /// Takes in a record found on a lower tier at start. Call in order of sequence: a later record of one key replaces
+    /// an earlier one.
+    pub fn recover(&mut self, tier: Tier, meta: &RecordMeta, at: Location) {
+        let forget = |bytes| Action::Forget { tier, at, bytes };
+        let (Some(layout), Ok(bytes)) = (self.catalog.layout(&meta.key.layout), u32::try_from(meta.bytes)) else {
+            self.actions.push_back(forget(meta.bytes));
+            return;
+        };
+        self.next_sequence = self.next_sequence.max(meta.sequence + 1);
+        if let Some(id) = self.catalog.find(&meta.key.block, layout, meta.key.shard) {
+            self.recover_again(id, tier, meta, at);
+            return;
+        }
+        let scope = Scope {
+            namespace: meta.namespace,
+            model: meta.model.clone(),
+            tenant: meta.tenant.clone(),
+            layout: meta.key.layout,
+        };
+        let mut flags = Flags::default();
+        flags.set(Flags::NEEDS_ANCESTORS, meta.needs_ancestors);
+        let parent = meta.parent.as_ref().and_then(|p| self.catalog.find(p, layout, meta.key.shard));
+        let entry = Entry {
+            key: meta.key.block,
+            checksum: meta.checksum,
+            sequence: meta.sequence,
+            touched: 0,
+            host: None,
+            disk: None,
+            object: None,
+            parent,
+            children: [0; 3],
+            scope: self.catalog.scopes.acquire(&scope),
+            program: self.catalog.programs.acquire(&meta.hints.program_id),
+            engine: 0,
+            bytes,
+            depth_blocks: meta.depth_blocks,
+            leases: 0,
+            layout,
+            shard: meta.key.shard,
+            group: meta.group,
+            flags,
+            semantic: meta.hints.semantic,
+        };
+        let id = self.catalog.insert(entry);
+        let tick = self.next_tick();
+        self.catalog.update(id, |e| {
+            e.touched = tick;
+            if tier == Tier::Disk { e.disk = Some(at) } else { e.object = Some(at) }
+        });
+    }
+
+    fn recover_again(&mut self, id: BlockId, tier: Tier, meta: &RecordMeta, at: Location) {
+        let entry = self.catalog.get(id);
+        let same_bytes = entry.checksum == meta.checksum && u64::from(entry.bytes) == meta.bytes;
+        let older = if tier == Tier::Disk { entry.disk } else { entry.object };
+        if let Some(older) = older.filter(|_| same_bytes) {
+            self.actions.push_back(Action::Forget { tier, at: older, bytes: meta.bytes });
+        } else if !same_bytes {
+            // Another sealing of the key: one read takes all its bytes from one replica, so only one may stay.
+            self.actions.push_back(Action::Forget { tier, at, bytes: meta.bytes });
+            return;
+        }
+        self.catalog.update(id, |e| {
+            if tier == Tier::Disk { e.disk = Some(at) } else { e.object = Some(at) }
+            e.sequence = e.sequence.max(meta.sequence);
+        });
+    }
+
+    fn shard_key(&self, entry: &Entry) -> ShardKey {
+        ShardKey { block: entry.key, layout: *self.catalog.layout_id(entry.layout), shard: entry.shard }
+    }
+
+    fn meta(&self, entry: &Entry, sequence: u64) -> RecordMeta {
+        let scope = self.catalog.scopes.get(entry.scope);
+        let parent = entry.parent.and_then(|p| self.catalog.try_get(p)).map(|p| p.key);
+        RecordMeta {
+            key: self.shard_key(entry),
+            namespace: scope.namespace,
+            tenant: scope.tenant.clone(),
+            hints: BlockHints {
+                program_id: self.catalog.programs.get(entry.program).clone(),
+                semantic: entry.semantic,
+            },
+            parent,
+            depth_blocks: entry.depth_blocks,
+            group: entry.group,
+            needs_ancestors: entry.flags.has(Flags::NEEDS_ANCESTORS),
+            model: scope.model.clone(),
+            bytes: u64::from(entry.bytes),
+            checksum: entry.checksum,
+            sequence,
+        }
+    }
+}

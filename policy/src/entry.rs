@@ -1,0 +1,127 @@
+//! One shard of one block in the catalog.
+
+use kvtier_types::{BlockKey, Location, SemanticType, Tier};
+
+use crate::catalog::BlockId;
+use crate::frame::FrameRef;
+
+/// States of an entry that a bit can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Flags(u16);
+
+impl Flags {
+    /// Its frame is being written; nobody sees it yet.
+    pub(crate) const RESERVED: u16 = 1;
+    /// Evicted by verb while in use: hidden, and dropped when the last use ends.
+    pub(crate) const DOOMED: u16 = 1 << 1;
+    /// A movement from the host frame to the disk is under way.
+    pub(crate) const TO_DISK: u16 = 1 << 2;
+    /// A movement from the host frame to the object store is under way.
+    pub(crate) const TO_OBJECT: u16 = 1 << 3;
+    /// A movement into a host frame is under way.
+    pub(crate) const TO_HOST: u16 = 1 << 4;
+    /// It waits in the queue of offloads.
+    pub(crate) const QUEUED: u16 = 1 << 5;
+    /// Useless without its ancestors.
+    pub(crate) const NEEDS_ANCESTORS: u16 = 1 << 6;
+    /// Offered to the host pool's ranking.
+    pub(crate) const RANKED_HOST: u16 = 1 << 7;
+    /// Offered to the disk's ranking.
+    pub(crate) const RANKED_DISK: u16 = 1 << 8;
+    /// Offered to the object store's ranking.
+    pub(crate) const RANKED_OBJECT: u16 = 1 << 9;
+    /// Its record is being rewritten elsewhere on the disk.
+    pub(crate) const RELOCATING: u16 = 1 << 10;
+
+    pub(crate) const fn has(self, bits: u16) -> bool {
+        self.0 & bits != 0
+    }
+
+    pub(crate) const fn set(&mut self, bits: u16, on: bool) {
+        if on { self.0 |= bits } else { self.0 &= !bits }
+    }
+
+    pub(crate) const fn ranked(tier: Tier) -> u16 {
+        match tier {
+            Tier::Device | Tier::Host => Self::RANKED_HOST,
+            Tier::Disk => Self::RANKED_DISK,
+            Tier::Object => Self::RANKED_OBJECT,
+        }
+    }
+}
+
+/// One shard of one block. A few hundred million tokens make a million of these: mind its size.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key: BlockKey,
+    pub(crate) checksum: u64,
+    /// Of the latest record written for it; what an eviction by verb must outlive.
+    pub(crate) sequence: u64,
+    pub(crate) touched: u64,
+    pub(crate) host: Option<FrameRef>,
+    pub(crate) disk: Option<Location>,
+    pub(crate) object: Option<Location>,
+    pub(crate) parent: Option<BlockId>,
+    /// Children resident in host memory, on disk, in the object store.
+    pub(crate) children: [u32; 3],
+    pub(crate) scope: u32,
+    pub(crate) program: u32,
+    /// The engine that reserved it.
+    pub(crate) engine: u32,
+    pub(crate) bytes: u32,
+    pub(crate) depth_blocks: u32,
+    pub(crate) leases: u32,
+    pub(crate) layout: u16,
+    pub(crate) shard: u16,
+    pub(crate) group: u16,
+    pub(crate) flags: Flags,
+    pub(crate) semantic: SemanticType,
+}
+
+/// Index of a tier among those that count children.
+pub(crate) const fn child_index(tier: Tier) -> usize {
+    match tier {
+        Tier::Device | Tier::Host => 0,
+        Tier::Disk => 1,
+        Tier::Object => 2,
+    }
+}
+
+impl Entry {
+    pub(crate) const fn resident(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Device => false,
+            Tier::Host => self.host.is_some() && !self.flags.has(Flags::RESERVED),
+            Tier::Disk => self.disk.is_some(),
+            Tier::Object => self.object.is_some(),
+        }
+    }
+
+    /// Whether a reader may be told of it.
+    pub(crate) fn visible(&self) -> bool {
+        !self.flags.has(Flags::RESERVED | Flags::DOOMED) && Tier::ALL.into_iter().any(|t| self.resident(t))
+    }
+
+    /// The fastest tier that has it.
+    pub(crate) fn fastest(&self) -> Option<Tier> {
+        Tier::ALL.into_iter().find(|t| self.resident(*t))
+    }
+
+    /// Whether something is copying it or holds it.
+    pub(crate) const fn in_use(&self) -> bool {
+        let moving = Flags::TO_DISK | Flags::TO_OBJECT | Flags::TO_HOST | Flags::RELOCATING | Flags::RESERVED;
+        self.leases > 0 || self.flags.has(moving)
+    }
+
+    /// Whether its copy in `tier` may go to make room.
+    pub(crate) const fn evictable(&self, tier: Tier) -> bool {
+        let blocked_by_child = self.children[child_index(tier)] > 0 && self.flags.has(Flags::NEEDS_ANCESTORS);
+        let busy = match tier {
+            Tier::Device | Tier::Host => self.in_use(),
+            // A read in flight holds its segment or pack itself.
+            Tier::Disk => self.flags.has(Flags::TO_DISK | Flags::RELOCATING | Flags::TO_HOST),
+            Tier::Object => self.flags.has(Flags::TO_OBJECT | Flags::TO_HOST),
+        };
+        self.resident(tier) && !busy && !blocked_by_child
+    }
+}

@@ -1,0 +1,49 @@
+//! Leases: the guard of one request over the blocks it is about to load.
+
+use kvtier_types::Instant;
+
+use crate::attachment::AttachmentId;
+use crate::catalog::BlockId;
+use crate::ledger::{Fate, MissReason};
+
+/// Number of a lease, never reused within a run of the core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub(crate) u64);
+
+/// One leased shard and where it stands in the request's prefix.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leased {
+    pub(crate) id: BlockId,
+    pub(crate) group: u16,
+    pub(crate) shard: u16,
+    pub(crate) block: u32,
+    /// The tier it lay in when it was leased.
+    pub(crate) source: kvtier_types::Tier,
+}
+
+/// A run of tokens with one fate, in prefix order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) fate: Fate,
+    pub(crate) tokens: u32,
+}
+
+/// One lease.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) attachment: AttachmentId,
+    pub(crate) request_id: String,
+    pub(crate) blocks: Vec<Leased>,
+    /// Shards still on their way up.
+    pub(crate) waiting: usize,
+    pub(crate) local_tokens: u32,
+    /// Ranges asked for: group, first block, blocks.
+    pub(crate) asked: Vec<(u16, u32, u32)>,
+    /// Why each block of the reference group that cannot be offered is missing, from `first_reason` on.
+    pub(crate) reasons: Vec<MissReason>,
+    /// Fates of the looked-up tokens, known once collected.
+    pub(crate) runs: Vec<Run>,
+    pub(crate) expires: Instant,
+    /// A shard of it was reported corrupt.
+    pub(crate) corrupt: bool,
+}

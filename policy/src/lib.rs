@@ -1,0 +1,39 @@
+//! The pure core of kvtier: which blocks there are, who uses them, what moves and what goes.
+//!
+//! A state machine in the style of sans-io protocol crates: the shell (daemon or simulator) calls [`Core`]'s methods
+//! with the time, performs what [`Core::poll_action`] asks for on real or simulated tiers, and reports back. Bytes never
+//! pass through it; ids, sizes and frame numbers do.
+//!
+//! *Invariants*
+//! - No I/O, no clock, no randomness, no async, no hash maps with random order.
+//! - A block is visible to lookups only once sealed, and only while every shard of it has a replica.
+//! - No inner block of a prefix leaves a tier before its descendants (groups that need their ancestors).
+//! - A leased block's frame is not given back.
+//!
+//! *Bounds*: see the constants of [`limits`].
+#![forbid(unsafe_code)]
+
+mod attachment;
+mod catalog;
+mod core;
+mod entry;
+mod evict;
+mod frame;
+mod ghost;
+mod intern;
+mod lease;
+mod ledger;
+pub mod limits;
+mod pools;
+
+pub use attachment::{AttachSpec, AttachmentId, AttachmentInfo, Role};
+pub use catalog::{BlockId, Scope};
+pub use core::{
+    Action, AnswerFrame, BlockView, Core, CoreConfig, CoreError, Counts, EvictPlan, LookupAnswer, LookupRange, LookupRequest,
+    LoadReport, LoadResult, MoveEnd, MoveId, RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation, ReserveRequest,
+    SealOutcome, SealRequest, TierUse,
+};
+pub use evict::{LeafLru, Ranking};
+pub use frame::{Allocation, FramePool, FrameRef, TwinPool};
+pub use lease::LeaseId;
+pub use ledger::{Ledger, MissReason};
