@@ -18,6 +18,7 @@ use crate::pools::Pools;
 pub struct BlockId(u32);
 
 impl BlockId {
+    #[cfg(test)]
     pub(crate) const fn new(index: u32) -> Self {
         Self(index)
     }

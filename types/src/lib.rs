@@ -7,6 +7,7 @@ mod key;
 mod layout;
 mod namespace;
 mod outcome;
+mod record;
 mod semantic;
 mod tenant;
 mod tier;
@@ -20,6 +21,7 @@ pub use key::{
 pub use layout::{BadLayout, Layout};
 pub use namespace::{HashAlgorithm, Namespace, UnknownHashAlgorithm};
 pub use outcome::Outcome;
+pub use record::{Expect, Location, RecordMeta};
 pub use semantic::{BlockHints, SemanticType, UnknownSemanticType};
 pub use tenant::TenantId;
 pub use tier::{Tier, UnknownTier};

@@ -255,6 +255,18 @@ impl Core {
         done
     }
 
+    /// Drops one record to make room, whatever its rank: its log segment or pack is to be emptied.
+    pub fn drop_record(&mut self, tier: Tier, key: &ShardKey, at: Location) {
+        let Some(id) = self.catalog.layout(&key.layout).and_then(|l| self.catalog.find(&key.block, l, key.shard)) else {
+            return;
+        };
+        let entry = self.catalog.get(id);
+        let current = if tier == Tier::Disk { entry.disk } else { entry.object };
+        if current == Some(at) {
+            self.evict_copy(id, tier);
+        }
+    }
+
     /// A record that lies in a log segment to be reused: what to write to keep it, `None` when it may go.
     pub fn relocate(&mut self, key: &ShardKey, at: Location) -> Option<RecordMeta> {
         let layout = self.catalog.layout(&key.layout)?;

@@ -148,6 +148,20 @@ impl Core {
         self.attachments.get(&id).map(|a| (a.namespace, *self.catalog.layout_id(a.layout_number)))
     }
 
+    /// Bytes of a block shard of a group, `None` for an unknown attachment or group.
+    #[must_use]
+    pub fn block_bytes(&self, id: AttachmentId, group: u32) -> Option<u64> {
+        self.attachments.get(&id).and_then(|a| a.layout.block_bytes.get(group as usize)).copied()
+    }
+
+    /// Whether an attachment's engine has an unsealed reservation in an extent, and so may write there.
+    #[must_use]
+    pub fn reserves_in(&self, id: AttachmentId, extent: u32) -> bool {
+        let Some(attachment) = self.attachments.get(&id) else { return false };
+        let here = |id: &BlockId| self.catalog.get(*id).host.is_some_and(|f| f.extent == extent);
+        self.reserved.iter().any(|(id, r)| r.engine == attachment.engine && here(id))
+    }
+
     pub(super) fn attached(&self, id: AttachmentId) -> Result<&Attachment, CoreError> {
         self.attachments.get(&id).ok_or(CoreError::UnknownAttachment)
     }

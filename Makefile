@@ -1,0 +1,33 @@
+# Two commands matter: `make demo` and `make test`. Both install what they miss (Debian, Ubuntu); vLLM's
+# environment is kept in KVTIER_CACHE, ~/.cache/kvtier.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help deps demo run test bench lint wheel clean
+
+help: ## these lines
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install what is missing to build and test
+	@bash scripts/install-deps.sh
+
+demo: deps ## kvtierd and real vLLM on this machine: a restarted engine finds its prefix in the cache
+	@bash scripts/demo.sh
+
+run: deps ## kvtierd in the foreground, with CONFIG=file.toml or a small config of its own
+	@bash scripts/run.sh "$(CONFIG)"
+
+test: deps ## every test; the last line is the sum (KVTIER_SKIP=s3,vllm does without those)
+	@bash scripts/test.sh
+
+bench: deps ## benchmarks, release profile
+	@cargo bench --workspace --locked
+
+lint: deps ## format, dependency rules, walls, clippy, licences
+	@bash scripts/lint.sh
+
+wheel: deps ## the vLLM plugin with libkvtier.so inside, in python/dist
+	@bash scripts/wheel.sh
+
+clean: ## build outputs; vLLM's environment in KVTIER_CACHE stays
+	@cargo clean
+	@rm -rf python/build python/dist python/*.egg-info

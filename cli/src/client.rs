@@ -1,0 +1,189 @@
+//! The connection to the daemon: every call has the deadline of `--timeout`, every failure says what to do.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kvtier_proto::v1::admin_client::AdminClient;
+use kvtier_proto::v1::kv_cache_client::KvCacheClient;
+use kvtier_proto::{MAX_MESSAGE_BYTES, v1};
+use kvtier_types::BlockKey;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
+
+use crate::address::Address;
+use crate::error::CliError;
+
+/// Blocks asked for in one page of a list, and keys sent in one call: the daemon's bound.
+pub const PAGE_BLOCKS: u32 = 1_000;
+
+/// A daemon that answers.
+#[derive(Debug, Clone)]
+pub struct Client {
+    address: Address,
+    timeout: Duration,
+    cache: KvCacheClient<Channel>,
+    admin: AdminClient<Channel>,
+}
+
+impl Client {
+    /// Connects within `timeout`.
+    ///
+    /// # Errors
+    /// [`CliError::Unreachable`] and [`CliError::Late`].
+    pub async fn connect(address: &Address, timeout: Duration) -> Result<Self, CliError> {
+        let late = || CliError::Late { address: address.clone(), timeout };
+        let endpoint = Endpoint::from_shared(address.to_string()).map_err(|error| unreachable_at(address, &error))?;
+        let channel = tokio::time::timeout(timeout, endpoint.connect())
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| unreachable_at(address, &error))?;
+        Ok(Self {
+            address: address.clone(),
+            timeout,
+            cache: KvCacheClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            admin: AdminClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        })
+    }
+
+    /// Tiers, attachments, the ledger.
+    ///
+    /// # Errors
+    /// What [`Client`] calls can fail with.
+    pub async fn status(&mut self) -> Result<v1::StatusReply, CliError> {
+        let answer = self.admin.status(self.request(v1::StatusRequest {})).await;
+        self.settle("status", answer)
+    }
+
+    /// Where blocks lie; more keys than fit one call go in several.
+    ///
+    /// # Errors
+    /// What [`Client`] calls can fail with.
+    pub async fn locate(&mut self, keys: &[BlockKey]) -> Result<v1::LocateReply, CliError> {
+        let mut all = v1::LocateReply::default();
+        for chunk in keys.chunks(PAGE_BLOCKS as usize) {
+            let answer = self.cache.locate(self.request(v1::LocateRequest { keys: wire_keys(chunk) })).await;
+            let reply = self.settle("locate", answer)?;
+            all.node_id = reply.node_id;
+            all.blocks.extend(reply.blocks);
+        }
+        Ok(all)
+    }
+
+    /// Drops blocks; more keys than fit one call go in several.
+    ///
+    /// # Errors
+    /// What [`Client`] calls can fail with.
+    pub async fn evict(
+        &mut self,
+        keys: &[BlockKey],
+        tiers: &[v1::Tier],
+        dry_run: bool,
+    ) -> Result<Vec<v1::TargetOutcome>, CliError> {
+        let mut outcomes = Vec::with_capacity(keys.len());
+        for chunk in keys.chunks(PAGE_BLOCKS as usize) {
+            let tiers = tiers.iter().map(|tier| i32::from(*tier)).collect();
+            let answer =
+                self.cache.evict(self.request(v1::EvictRequest { keys: wire_keys(chunk), tiers, dry_run })).await;
+            outcomes.extend(self.settle("evict", answer)?.outcomes);
+        }
+        Ok(outcomes)
+    }
+
+    /// A walk through the blocks that match `request`, page by page.
+    #[must_use]
+    pub fn pages(&self, mut request: v1::ListRequest) -> Pages {
+        if request.page_size == 0 {
+            request.page_size = PAGE_BLOCKS;
+        }
+        Pages { request: Some(request) }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+
+    fn settle<T>(&self, verb: &'static str, answer: Result<tonic::Response<T>, tonic::Status>) -> Result<T, CliError> {
+        let status = match answer {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) => status,
+        };
+        Err(match status.code() {
+            // tonic reports its own expired timeout as Cancelled.
+            Code::DeadlineExceeded => CliError::Late { address: self.address.clone(), timeout: self.timeout },
+            Code::Cancelled if status.message() == "Timeout expired" => {
+                CliError::Late { address: self.address.clone(), timeout: self.timeout }
+            }
+            // A connection that broke has a cause; what the daemon itself calls unavailable has not.
+            Code::Unavailable if status.source().is_some() => unreachable_at(&self.address, &status),
+            _ => CliError::Refused { verb, status: Box::new(status) },
+        })
+    }
+}
+
+/// A position in a list of blocks.
+#[derive(Debug)]
+pub struct Pages {
+    request: Option<v1::ListRequest>,
+}
+
+impl Pages {
+    /// The next page, or `None` after the last.
+    ///
+    /// # Errors
+    /// What [`Client`] calls can fail with; [`CliError::BadAnswer`] when the daemon sends the same position twice.
+    pub async fn next(&mut self, client: &mut Client) -> Result<Option<Vec<v1::BlockInfo>>, CliError> {
+        let Some(request) = self.request.take() else { return Ok(None) };
+        let answer = client.cache.list(client.request(request.clone())).await;
+        let reply = client.settle("ls", answer)?;
+        if !reply.next_page_token.is_empty() {
+            if reply.next_page_token == request.page_token {
+                let what = "it sent one page token twice".to_owned();
+                return Err(CliError::BadAnswer { verb: "ls", what });
+            }
+            self.request = Some(v1::ListRequest { page_token: reply.next_page_token, ..request });
+        }
+        Ok(Some(reply.blocks))
+    }
+
+    /// True when there is another page.
+    #[must_use]
+    pub const fn more(&self) -> bool {
+        self.request.is_some()
+    }
+}
+
+fn wire_keys(keys: &[BlockKey]) -> Vec<Bytes> {
+    keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect()
+}
+
+/// The error for a connection that failed with `error`: its root says what is wrong, and that says what to do.
+fn unreachable_at(address: &Address, error: &(dyn Error + 'static)) -> CliError {
+    let mut root = error;
+    while let Some(source) = root.source() {
+        root = source;
+    }
+    let kind = root.downcast_ref::<io::Error>().map(io::Error::kind);
+    let (reason, advice) = match (address, kind) {
+        (Address::Unix(_), Some(io::ErrorKind::NotFound)) => (
+            "the socket does not exist".to_owned(),
+            "Start the daemon (`kvtierd --config /etc/kvtier/kvtier.toml`), or name its socket with --address or KVTIER_ADDRESS.",
+        ),
+        (Address::Unix(_), Some(io::ErrorKind::ConnectionRefused)) => (
+            "the socket exists but nobody listens: the daemon has ended".to_owned(),
+            "Start it again (`kvtierd --config /etc/kvtier/kvtier.toml`) and see the end of its log.",
+        ),
+        (Address::Unix(_), Some(io::ErrorKind::PermissionDenied)) => {
+            ("permission denied".to_owned(), "Run this as the daemon's user or group, or as root.")
+        }
+        (Address::Http(_), _) => (
+            root.to_string(),
+            "Check that kvtierd runs there and that its config opens a TCP address for control; on the node itself use its Unix socket.",
+        ),
+        (Address::Unix(_), _) => (root.to_string(), "See the daemon's log."),
+    };
+    CliError::Unreachable { address: address.clone(), reason, advice: advice.to_owned() }
+}

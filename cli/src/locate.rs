@@ -1,0 +1,124 @@
+//! `kvtier locate`: where blocks lie, copy by copy.
+
+use kvtier_proto::v1;
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::error::CliError;
+use crate::keys::{KeyArg, resolve, short};
+use crate::report::Report;
+use crate::status::tier_text;
+use crate::table::{Align, Table, printable};
+use crate::units::bytes_text;
+
+/// A block as JSON; also the rows of `kvtier ls --json`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Block {
+    pub(crate) key: String,
+    pub(crate) outcome: String,
+    pub(crate) model: String,
+    pub(crate) tenant: String,
+    pub(crate) program_id: String,
+    pub(crate) semantic: String,
+    pub(crate) leases: u32,
+    pub(crate) depth_blocks: u32,
+    pub(crate) replicas: Vec<Replica>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Replica {
+    pub(crate) shard: u32,
+    pub(crate) tier: String,
+    pub(crate) bytes: u64,
+    /// CRC-64/NVME, 16 digits: a JSON number would lose its low bits.
+    pub(crate) checksum: String,
+    pub(crate) layout_id: String,
+    pub(crate) place: String,
+}
+
+impl From<&v1::BlockInfo> for Block {
+    fn from(b: &v1::BlockInfo) -> Self {
+        Self {
+            key: hex::encode(&b.key),
+            outcome: outcome_text(b.outcome),
+            model: b.model.clone(),
+            tenant: b.tenant.clone(),
+            program_id: b.program_id.clone(),
+            semantic: kvtier_proto::convert::semantic(b.semantic).name().to_owned(),
+            leases: b.leases,
+            depth_blocks: b.depth_blocks,
+            replicas: b.replicas.iter().map(Replica::from).collect(),
+        }
+    }
+}
+
+impl From<&v1::Replica> for Replica {
+    fn from(r: &v1::Replica) -> Self {
+        Self {
+            shard: r.shard,
+            tier: tier_text(r.tier),
+            bytes: r.bytes,
+            checksum: format!("{:016x}", r.checksum),
+            layout_id: hex::encode(&r.layout_id),
+            place: r.place.clone(),
+        }
+    }
+}
+
+/// The name of an outcome on the wire; a newer daemon's outcome keeps its number.
+#[must_use]
+pub(crate) fn outcome_text(value: i32) -> String {
+    v1::Outcome::try_from(value).map_or_else(|_| format!("OUTCOME {value}"), |o| o.as_str_name().to_owned())
+}
+
+#[derive(Serialize)]
+struct Located {
+    node_id: String,
+    blocks: Vec<Block>,
+}
+
+/// Where the blocks lie.
+///
+/// # Errors
+/// What resolving keys and asking the daemon can fail with.
+pub async fn locate(client: &mut Client, args: &[KeyArg]) -> Result<Report, CliError> {
+    let keys = resolve(client, args).await?;
+    Ok(report(&client.locate(&keys).await?))
+}
+
+/// The report of an answer; complete when every block was found.
+#[must_use]
+pub fn report(reply: &v1::LocateReply) -> Report {
+    let located = Located { node_id: reply.node_id.clone(), blocks: reply.blocks.iter().map(Block::from).collect() };
+    let text = located.blocks.iter().map(|b| block_text(&located.node_id, b)).collect::<Vec<_>>().join("\n");
+    let complete = located.blocks.iter().all(|b| !b.replicas.is_empty());
+    Report::new(text, &located, complete)
+}
+
+fn block_text(node_id: &str, block: &Block) -> String {
+    if block.replicas.is_empty() {
+        return format!("block {}\n  {} on node {}\n", block.key, block.outcome, printable(node_id));
+    }
+    let facts = format!(
+        "  model {}  tenant {}  program {}  {}  depth {} blocks  {} leases\n",
+        printable(&block.model),
+        printable(&block.tenant),
+        printable(&block.program_id),
+        block.semantic,
+        block.depth_blocks,
+        block.leases
+    );
+    let mut table = Table::new(&[
+        ("SHARD", Align::Right),
+        ("TIER", Align::Left),
+        ("BYTES", Align::Right),
+        ("CHECKSUM", Align::Left),
+        ("LAYOUT", Align::Left),
+        ("PLACE", Align::Left),
+    ]);
+    for r in &block.replicas {
+        let layout = hex::decode(&r.layout_id).map_or_else(|_| r.layout_id.clone(), |bytes| short(&bytes));
+        table.row([&r.shard.to_string(), &r.tier, &bytes_text(r.bytes), &r.checksum, &layout, &r.place]);
+    }
+    format!("block {}\n{facts}{}", block.key, table.render(2))
+}

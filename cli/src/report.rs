@@ -1,0 +1,29 @@
+//! What a command has to say, for people and for programs.
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// The result of a command that ran.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// For people: whole lines.
+    pub text: String,
+    /// For programs: field names are stable, new ones may be added.
+    pub json: Value,
+    /// False when some target was not found or not applied: the exit code is 1 then.
+    pub complete: bool,
+}
+
+impl Report {
+    /// A report whose JSON is `body`.
+    pub fn new(text: String, body: &impl Serialize, complete: bool) -> Self {
+        let json = serde_json::to_value(body).unwrap_or(Value::Null);
+        Self { text, json, complete }
+    }
+
+    /// The JSON as text, one document and a newline.
+    #[must_use]
+    pub fn json_text(&self) -> String {
+        format!("{:#}\n", self.json)
+    }
+}

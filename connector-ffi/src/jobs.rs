@@ -1,0 +1,326 @@
+//! Load and save jobs on a small pool of native threads.
+//!
+//! # Invariants
+//! - Copies happen inside the gate: once [`Jobs::close`] has shut it, no thread touches engine memory again.
+//! - Loads go before saves: a request waits for them.
+//!
+//! # Bounds
+//! `max_inflight` jobs that nobody has collected yet. A thread waits for the daemon only to map an extent.
+//!
+//! # Lock order
+//! queue, then a job's progress; the gate and the job table are leaves.
+
+pub mod job;
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvtier_memory::fdpass::Access;
+use kvtier_proto::v1;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::copying::{self, Copied};
+use crate::error::Error;
+use crate::extents::Extents;
+use crate::regions::Regions;
+use crate::report::Report;
+use crate::shared::Shared;
+use job::{Fate, Job, Kind, Transfer};
+
+/// Longest deadline of a job.
+pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
+/// Most transfers of a job.
+pub const MAX_TRANSFERS: usize = 65_536;
+
+/// What a wait answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobPoll {
+    /// No such job, or it was collected already.
+    Unknown,
+    /// Not over within the time given.
+    Pending,
+    /// Over; one fate a transfer. The job is gone.
+    Over(Vec<Fate>),
+}
+
+/// The jobs of one session.
+#[derive(Debug)]
+pub struct Jobs {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    extents: Extents,
+    regions: RwLock<Arc<Regions>>,
+    table: Mutex<Table>,
+    queue: Mutex<Queue>,
+    work: Condvar,
+    /// Whether copies may begin; held for reading during a copy.
+    gate: RwLock<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    jobs: HashMap<u64, Arc<Job>>,
+    last: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    loads: VecDeque<Arc<Job>>,
+    saves: VecDeque<Arc<Job>>,
+    closed: bool,
+}
+
+impl Jobs {
+    /// Starts the copy threads.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a thread cannot be started.
+    pub fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
+        let inner = Arc::new(Inner {
+            shared: Arc::clone(shared),
+            extents: Extents::default(),
+            regions: RwLock::default(),
+            table: Mutex::default(),
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            gate: RwLock::new(true),
+        });
+        let jobs = Self { inner };
+        for index in 0..shared.spec.copy_threads {
+            let inner = Arc::clone(&jobs.inner);
+            let thread = std::thread::Builder::new().name(format!("kvtier-copy-{index}"));
+            // Not joined: a thread ends by itself soon after `close`, which waits for copies by the gate.
+            if let Err(error) = thread.spawn(move || inner.work()) {
+                jobs.close();
+                return Err(Error::io("copy thread", &error));
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// Registers the engine's memory, in place of what was registered before.
+    pub fn register(&self, regions: Regions) {
+        *self.inner.regions.write() = Arc::new(regions);
+    }
+
+    /// Submits a job.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when a transfer does not fit the layout or the registered memory, [`Error::Limit`] when
+    /// too many jobs are not collected.
+    pub fn submit(&self, kind: Kind, transfers: Vec<Transfer>, deadline: Duration) -> Result<u64, Error> {
+        let inner = &self.inner;
+        let regions = Arc::clone(&inner.regions.read());
+        transfers.iter().try_for_each(|transfer| inner.check(transfer, &regions))?;
+        let deadline = Instant::now() + deadline.min(MAX_DEADLINE);
+        let epoch = inner.shared.link.epoch();
+        let job = Arc::new(Job::new(kind, transfers, regions, epoch.unwrap_or(0), deadline));
+        let number = {
+            let mut table = inner.table.lock();
+            if table.jobs.len() >= inner.shared.spec.max_inflight {
+                return Err(Error::Limit("jobs"));
+            }
+            table.last += 1;
+            let number = table.last;
+            table.jobs.insert(number, Arc::clone(&job));
+            number
+        };
+        let mut queue = inner.queue.lock();
+        if epoch.is_none() || queue.closed {
+            drop(queue);
+            job.end_unclaimed(Fate::Lost);
+            inner.settle(&job);
+            return Ok(number);
+        }
+        match job.kind {
+            Kind::Load { .. } => queue.loads.push_back(job),
+            Kind::Save => queue.saves.push_back(job),
+        }
+        drop(queue);
+        inner.work.notify_all();
+        Ok(number)
+    }
+
+    /// Waits for a job, at most `timeout`; when it is over and has at most `capacity` transfers, collects it.
+    ///
+    /// # Errors
+    /// [`Error::BufferTooSmall`]; the job stays.
+    pub fn wait(&self, number: u64, timeout: Duration, capacity: usize) -> Result<JobPoll, Error> {
+        let inner = &self.inner;
+        let Some(job) = inner.table.lock().jobs.get(&number).cloned() else { return Ok(JobPoll::Unknown) };
+        if job.transfers.len() > capacity {
+            return Err(Error::BufferTooSmall { needed: job.transfers.len() });
+        }
+        let Some(fates) = job.wait(Instant::now() + timeout.min(MAX_DEADLINE)) else { return Ok(JobPoll::Pending) };
+        inner.settle(&job);
+        inner.table.lock().jobs.remove(&number);
+        Ok(JobPoll::Over(fates))
+    }
+
+    /// Begins no further transfer of a job. Answers false when it is unknown.
+    pub fn cancel(&self, number: u64) -> bool {
+        let Some(job) = self.inner.table.lock().jobs.get(&number).cloned() else { return false };
+        job.end_unclaimed(Fate::Cancelled);
+        self.inner.settle(&job);
+        true
+    }
+
+    /// Begins no further transfer of any job there is.
+    pub fn cancel_all(&self) {
+        let jobs: Vec<_> = self.inner.table.lock().jobs.values().cloned().collect();
+        for job in jobs {
+            job.end_unclaimed(Fate::Cancelled);
+            self.inner.settle(&job);
+        }
+    }
+
+    /// Ends all jobs. When this returns, no thread touches engine memory, now or later: it waits for the copies that have
+    /// begun, which wait for nothing but memory.
+    pub fn close(&self) {
+        self.inner.queue.lock().closed = true;
+        self.inner.work.notify_all();
+        self.cancel_all();
+        *self.inner.gate.write() = false;
+    }
+}
+
+impl Inner {
+    fn check(&self, transfer: &Transfer, regions: &Regions) -> Result<(), Error> {
+        let spec = &self.shared.spec;
+        let frame = &transfer.frame;
+        if spec.layout.block_bytes.get(frame.group as usize) != Some(&frame.bytes) {
+            return Err(Error::invalid("a frame's group is unknown or its size is not the group's"));
+        }
+        if frame.shard != u32::from(spec.shard) {
+            return Err(Error::invalid(format!("a frame of shard {}, this worker has {}", frame.shard, spec.shard)));
+        }
+        if !regions.has_block(frame.group, transfer.block_id) {
+            return Err(Error::invalid(format!(
+                "block {} of group {} is not in registered memory",
+                transfer.block_id, frame.group
+            )));
+        }
+        Ok(())
+    }
+
+    /// A copy thread's life.
+    fn work(&self) {
+        while let Some((job, index)) = self.next() {
+            let copied = catch_unwind(AssertUnwindSafe(|| self.transfer(&job, index)));
+            job.finish(index, copied.unwrap_or(Fate::Lost));
+            self.settle(&job);
+        }
+    }
+
+    /// The next transfer to do; `None` when the session is closed.
+    fn next(&self) -> Option<(Arc<Job>, usize)> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.closed {
+                return None;
+            }
+            let now = Instant::now();
+            let Queue { loads, saves, .. } = &mut *queue;
+            for line in [loads, saves] {
+                while let Some(job) = line.front() {
+                    if let Some(index) = job.claim(now) {
+                        return Some((Arc::clone(job), index));
+                    }
+                    if let Some(job) = line.pop_front() {
+                        self.settle(&job);
+                    }
+                }
+            }
+            self.work.wait(&mut queue);
+        }
+    }
+
+    fn transfer(&self, job: &Job, index: usize) -> Fate {
+        let shared = &self.shared;
+        let transfer = &job.transfers[index];
+        let Some(attachment) = shared.link.current().filter(|a| a.epoch == job.epoch) else { return Fate::Lost };
+        let access = if job.kind == Kind::Save { Access::Writable } else { Access::ReadOnly };
+        let wanted = (transfer.frame.extent, access);
+        let Some(extent) = self.extents.get(&attachment, wanted, job.deadline, &shared.counters) else {
+            return Fate::Lost;
+        };
+        let regions = job.regions.of(transfer.frame.group);
+        let gate = self.gate.read();
+        if !*gate || Instant::now() >= job.deadline || !shared.link.is_current(job.epoch) {
+            return Fate::Lost;
+        }
+        let copied = match job.kind {
+            Kind::Load { .. } => copying::load(&extent, &transfer.frame, regions, transfer.block_id),
+            Kind::Save => copying::save(&extent, &transfer.frame, regions, transfer.block_id),
+        };
+        drop(gate);
+        match copied {
+            Copied::Whole(checksum) => {
+                if job.kind == Kind::Save {
+                    let frame = transfer.frame.sealed(checksum);
+                    shared.reports.push(Report::Seal { epoch: job.epoch, frame });
+                }
+                Fate::Done
+            }
+            Copied::Corrupt => Fate::Corrupt,
+            Copied::Lost => Fate::Lost,
+        }
+    }
+
+    /// Counts and reports a job, once, when it is over.
+    fn settle(&self, job: &Job) {
+        let Some(fates) = job.take_report() else { return };
+        let counters = &self.shared.counters;
+        let (done, corrupt, lost, bytes) = match job.kind {
+            Kind::Load { .. } => {
+                (&counters.loads_done, &counters.loads_corrupt, &counters.loads_lost, &counters.load_bytes)
+            }
+            Kind::Save => (&counters.saves_done, &counters.saves_lost, &counters.saves_lost, &counters.save_bytes),
+        };
+        for (transfer, fate) in job.transfers.iter().zip(&fates) {
+            match fate {
+                Fate::Done => {
+                    done.one();
+                    bytes.add(transfer.frame.bytes);
+                }
+                Fate::Corrupt => corrupt.one(),
+                Fate::Open | Fate::Lost | Fate::Cancelled => lost.one(),
+            }
+        }
+        let with_fates = job.transfers.iter().zip(fates);
+        match &job.kind {
+            Kind::Load { request_id } => {
+                let frames: Vec<_> = with_fates.filter_map(|(transfer, fate)| loaded(transfer, fate)).collect();
+                if !frames.is_empty() {
+                    let request_id = request_id.clone();
+                    self.shared.reports.push(Report::Loads { epoch: job.epoch, request_id, frames });
+                }
+            }
+            Kind::Save => {
+                let unwritten: Vec<_> =
+                    with_fates.filter(|(_, fate)| *fate != Fate::Done).map(|(transfer, _)| transfer.frame).collect();
+                self.shared.reports.abandon(job.epoch, &unwritten);
+            }
+        }
+    }
+}
+
+/// What to tell of a load: nothing of one that was cancelled, since the frame had no part in it.
+fn loaded(transfer: &Transfer, fate: Fate) -> Option<v1::LoadedFrame> {
+    let result = match fate {
+        Fate::Done => v1::LoadResult::Loaded,
+        Fate::Corrupt => v1::LoadResult::Corrupt,
+        Fate::Lost => v1::LoadResult::Lost,
+        Fate::Open | Fate::Cancelled => return None,
+    };
+    Some(transfer.frame.loaded(result))
+}
+
+#[cfg(test)]
+mod tests;

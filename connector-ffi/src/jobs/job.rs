@@ -1,0 +1,247 @@
+//! One load or save job: which transfers are claimed, running and over.
+//!
+//! ```text
+//! transfer: unclaimed -> running -> done | corrupt | lost          (a copy thread)
+//!           unclaimed -> lost | cancelled                          (deadline, cancel, close)
+//! ```
+//! # Invariants
+//! A job is over only when no transfer is unclaimed or running: from then on nobody touches its blocks.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::frame::FrameRef;
+use crate::regions::Regions;
+
+/// A frame and the engine's block it is copied to or from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transfer {
+    /// The frame.
+    pub frame: FrameRef,
+    /// The engine's block.
+    pub block_id: u32,
+}
+
+/// Which way a job copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Frames to engine, for a request.
+    Load {
+        /// The request.
+        request_id: String,
+    },
+    /// Engine to frames.
+    Save,
+}
+
+/// What became of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Not over yet.
+    Open,
+    /// Copied.
+    Done,
+    /// The frame's bytes are not what was sealed.
+    Corrupt,
+    /// The frame is gone, or the deadline passed first.
+    Lost,
+    /// Cancelled before it began.
+    Cancelled,
+}
+
+impl Fate {
+    /// The result byte of the C interface.
+    #[must_use]
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::Open => 0,
+            Self::Done => 1,
+            Self::Corrupt => 2,
+            Self::Lost | Self::Cancelled => 3,
+        }
+    }
+}
+
+/// A job.
+#[derive(Debug)]
+pub struct Job {
+    /// Which way.
+    pub kind: Kind,
+    /// What.
+    pub transfers: Vec<Transfer>,
+    /// Where in the engine.
+    pub regions: Arc<Regions>,
+    /// Attachment under which it was submitted.
+    pub epoch: u64,
+    /// When transfers stop being begun.
+    pub deadline: Instant,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Progress {
+    next: usize,
+    running: usize,
+    fates: Vec<Fate>,
+    reported: bool,
+}
+
+impl Progress {
+    const fn is_over(&self) -> bool {
+        self.next == self.fates.len() && self.running == 0
+    }
+
+    fn end_unclaimed(&mut self, fate: Fate) {
+        let next = std::mem::replace(&mut self.next, self.fates.len());
+        self.fates[next..].fill(fate);
+    }
+}
+
+impl Job {
+    /// A job of which nothing has begun.
+    #[must_use]
+    pub fn new(kind: Kind, transfers: Vec<Transfer>, regions: Arc<Regions>, epoch: u64, deadline: Instant) -> Self {
+        let progress =
+            Progress { next: 0, running: 0, fates: vec![Fate::Open; transfers.len()], reported: false };
+        Self {
+            kind,
+            transfers,
+            regions,
+            epoch,
+            deadline,
+            progress: Mutex::new(progress),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Claims the next transfer for a copy thread; `None` when there is none, or the deadline has passed.
+    pub fn claim(&self, now: Instant) -> Option<usize> {
+        let mut progress = self.progress.lock();
+        if now >= self.deadline {
+            progress.end_unclaimed(Fate::Lost);
+        }
+        if progress.next == progress.fates.len() {
+            return None;
+        }
+        progress.next += 1;
+        progress.running += 1;
+        Some(progress.next - 1)
+    }
+
+    /// A claimed transfer is over.
+    pub fn finish(&self, index: usize, fate: Fate) {
+        let mut progress = self.progress.lock();
+        progress.fates[index] = fate;
+        progress.running -= 1;
+        if progress.is_over() {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends every transfer that was not claimed.
+    pub fn end_unclaimed(&self, fate: Fate) {
+        let mut progress = self.progress.lock();
+        progress.end_unclaimed(fate);
+        if progress.is_over() {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The fates, once, to the first who asks after the job is over.
+    pub fn take_report(&self) -> Option<Vec<Fate>> {
+        let mut progress = self.progress.lock();
+        if !progress.is_over() || std::mem::replace(&mut progress.reported, true) {
+            return None;
+        }
+        Some(progress.fates.clone())
+    }
+
+    /// Waits until the job is over, at most until `until`; then its fates.
+    pub fn wait(&self, until: Instant) -> Option<Vec<Fate>> {
+        let mut progress = self.progress.lock();
+        loop {
+            let now = Instant::now();
+            if now >= self.deadline {
+                progress.end_unclaimed(Fate::Lost);
+            }
+            if progress.is_over() {
+                return Some(progress.fates.clone());
+            }
+            if now >= until {
+                return None;
+            }
+            let wake = if now < self.deadline { until.min(self.deadline) } else { until };
+            self.changed.wait_until(&mut progress, wake);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvtier_types::BlockKey;
+    use std::time::Duration;
+
+    pub(crate) fn job(transfers: usize, deadline: Instant) -> Job {
+        let frame = FrameRef {
+            key: BlockKey::new([1; 32]),
+            group: 0,
+            shard: 0,
+            extent: 0,
+            source: 2,
+            offset: 0,
+            bytes: 8192,
+            generation: 1,
+            checksum: 0,
+        };
+        let transfers = vec![Transfer { frame, block_id: 0 }; transfers];
+        Job::new(Kind::Save, transfers, Arc::new(Regions::default()), 1, deadline)
+    }
+
+    #[test]
+    fn a_job_is_over_when_its_last_transfer_is() {
+        let now = Instant::now();
+        let job = job(2, now + Duration::from_secs(60));
+        assert_eq!(job.claim(now), Some(0));
+        assert_eq!(job.claim(now), Some(1));
+        assert_eq!(job.claim(now), None);
+        job.finish(1, Fate::Done);
+        assert_eq!(job.wait(now), None);
+        assert_eq!(job.take_report(), None);
+        job.finish(0, Fate::Corrupt);
+        assert_eq!(job.wait(now), Some(vec![Fate::Corrupt, Fate::Done]));
+        assert!(job.take_report().is_some());
+        assert_eq!(job.take_report(), None, "reported once");
+    }
+
+    #[test]
+    fn cancelling_ends_what_has_not_begun_and_waits_for_what_has() {
+        let now = Instant::now();
+        let job = job(3, now + Duration::from_secs(60));
+        assert_eq!(job.claim(now), Some(0));
+        job.end_unclaimed(Fate::Cancelled);
+        assert_eq!(job.claim(now), None);
+        assert_eq!(job.wait(now), None, "the first transfer is still running");
+        job.finish(0, Fate::Done);
+        assert_eq!(job.wait(now), Some(vec![Fate::Done, Fate::Cancelled, Fate::Cancelled]));
+    }
+
+    #[test]
+    fn nothing_begins_after_the_deadline_even_if_no_thread_looks() {
+        let now = Instant::now();
+        let late = job(2, now);
+        assert_eq!(late.claim(now), None);
+        assert_eq!(late.wait(now), Some(vec![Fate::Lost; 2]));
+        let soon = job(1, now + Duration::from_millis(20));
+        assert_eq!(soon.wait(now + Duration::from_secs(60)), Some(vec![Fate::Lost]), "the waiter ends it");
+    }
+
+    #[test]
+    fn a_job_without_transfers_is_over_at_once() {
+        let now = Instant::now();
+        assert_eq!(job(0, now + Duration::from_secs(1)).wait(now), Some(Vec::new()));
+    }
+}

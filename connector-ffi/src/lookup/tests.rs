@@ -1,0 +1,75 @@
+use super::{MAX_BLOCK_SHARDS, Query, ranges};
+use crate::keys::KeySpace;
+use crate::spec::Spec;
+use crate::spec::tests::sample;
+use kvtier_types::{BlockHints, EngineHash};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+fn query(hashes: u32, local_tokens: u32) -> Query {
+    let hash = |i: u32| {
+        let mut bytes = [7; 32];
+        bytes[..4].copy_from_slice(&i.to_le_bytes());
+        EngineHash::new(&bytes).unwrap()
+    };
+    Query {
+        request_id: "r".into(),
+        hashes: (0..hashes).map(hash).collect(),
+        local_tokens,
+        cache_salt: String::new(),
+        hints: BlockHints::default(),
+        deadline: Duration::from_secs(1),
+    }
+}
+
+fn hybrid() -> (Spec, KeySpace) {
+    let mut spec = sample();
+    spec["layout"]["shards"] = json!(2);
+    spec["layout"]["groups"] = json!([
+        {"kind": "full", "block_tokens": 16, "layers": ["a"]},
+        {"kind": "state", "block_tokens": 64, "layers": ["b"]},
+    ]);
+    spec["layout"]["block_bytes"] = json!([64, 64]);
+    let spec = Spec::parse(&spec.to_string()).unwrap();
+    let keys = KeySpace::new(spec.namespace.clone(), &spec.layout.groups);
+    (spec, keys)
+}
+
+#[test]
+fn every_group_is_asked_at_its_own_granularity_from_the_first_block_not_held() {
+    let (spec, keys) = hybrid();
+    let asked = ranges(&keys, &query(10, 100), &spec.layout);
+    let shape: Vec<_> = asked.iter().map(|r| (r.first_block, r.keys.len())).collect();
+    assert_eq!(shape, [(6, 4), (1, 1)], "160 tokens are 10 blocks and 2.5 blocks; 100 tokens hold 6 and 1 of them");
+    let all = ranges(&keys, &query(10, 0), &spec.layout);
+    assert_eq!(asked[0].keys, all[0].keys[6..]);
+    assert_eq!(asked[1].keys, all[1].keys[1..]);
+}
+
+#[test]
+fn a_prefix_too_long_for_a_reply_is_asked_in_part() {
+    let (spec, keys) = hybrid();
+    let many = u32::try_from(MAX_BLOCK_SHARDS).unwrap();
+    for local_tokens in [0, 1600, u32::MAX] {
+        let asked = ranges(&keys, &query(many, local_tokens), &spec.layout);
+        let shards: usize = asked.iter().map(|r| r.keys.len() * 2).sum();
+        assert!(shards <= MAX_BLOCK_SHARDS, "{local_tokens}: {shards}");
+    }
+    assert!(ranges(&keys, &query(0, 0), &spec.layout).iter().all(|r| r.keys.is_empty()));
+}
+
+/// Not a benchmark: a guard against a tenfold slowdown (hashing a key's 150 bytes takes a few hundred nanoseconds).
+#[test]
+fn deriving_a_thousand_keys_is_fast() {
+    let spec = Spec::parse(&sample().to_string()).unwrap();
+    let keys = KeySpace::new(spec.namespace.clone(), &spec.layout.groups);
+    let query = query(1000, 0);
+    let best = (0..20).map(|_| {
+        let start = Instant::now();
+        assert_eq!(ranges(&keys, &query, &spec.layout)[0].keys.len(), 1000);
+        start.elapsed()
+    });
+    let best = best.min().unwrap();
+    println!("1,000 keys in {best:?}");
+    assert!(best < Duration::from_millis(5), "{best:?}");
+}

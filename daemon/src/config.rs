@@ -1,0 +1,446 @@
+//! The configuration file, `kvtier.toml`. Every field has a default; unknown fields are refused.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kvtier_memory::PageKind;
+use kvtier_policy::CoreConfig;
+use kvtier_storage::{DiskConfig, IoEngine};
+use kvtier_storage::object::{ObjectConfig, ObjectPlace, S3CredentialNames};
+use serde::Deserialize;
+
+use crate::units::{ByteSize, Span};
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of the node in replies and metrics; the host name by default.
+    pub node_id: String,
+    /// Directory of the sockets; engines must be able to reach it.
+    pub run_dir: PathBuf,
+    /// Directory of what survives restarts: the journal, and the disk and object tiers unless they name their own.
+    pub data_dir: PathBuf,
+    /// Addresses beside the Unix sockets.
+    pub listen: Listen,
+    /// Host memory.
+    pub host: Host,
+    /// The disk tier.
+    pub disk: Disk,
+    /// The object tier.
+    pub object: Object,
+    /// When blocks move to slower tiers.
+    pub offload: Offload,
+    /// Deadlines.
+    pub limits: Limits,
+}
+
+/// Addresses beside the Unix sockets. Neither is protected: bind them to an address only operators reach.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    /// gRPC control plane over TCP (never the Engine service); none by default.
+    pub grpc: Option<SocketAddr>,
+    /// Prometheus metrics and health over HTTP; none by default.
+    pub http: Option<SocketAddr>,
+}
+
+/// Host memory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    /// Most memory for blocks.
+    pub capacity: ByteSize,
+    /// Size of an extent, the unit in which memory is taken and given back: at least four blocks, at most 1 GiB.
+    pub extent: ByteSize,
+    /// Best pages to try for: `huge`, `transparent` or `plain`.
+    pub pages: String,
+}
+
+/// The disk tier.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Disk {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Its directory; `data_dir/disk` by default.
+    pub dir: Option<PathBuf>,
+    /// Most bytes of log segments.
+    pub capacity: ByteSize,
+    /// Size of a log segment. Changing it wipes the tier.
+    pub segment: ByteSize,
+    /// How bytes move: `auto`, `uring` or `threads`.
+    pub io: String,
+    /// Transfers in the kernel at once.
+    pub depth: u32,
+    /// Bypass the page cache where the file system can.
+    pub direct: bool,
+}
+
+/// The object tier.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Object {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// `file:///directory` or `s3://bucket`; `data_dir/object` by default.
+    pub url: Option<String>,
+    /// Path below which everything lies; exactly one daemon may use it.
+    pub prefix: String,
+    /// Most bytes of packs.
+    pub capacity: ByteSize,
+    /// S3 only: server, for others than AWS.
+    pub endpoint: Option<String>,
+    /// S3 only: region.
+    pub region: String,
+    /// S3 only: environment variables that hold the access key id and the secret key.
+    pub credentials_env: Option<[String; 2]>,
+    /// S3 only: allow plain HTTP.
+    pub allow_http: bool,
+}
+
+/// When blocks move to slower tiers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Offload {
+    /// `eager`: as soon as a block is sealed; `watermark`: when host memory is nearly full.
+    pub mode: String,
+    /// Share of host memory in percent at which `watermark` starts.
+    pub high_watermark_percent: u8,
+    /// Movements down at once.
+    pub max_in_flight: usize,
+    /// Movements up at once.
+    pub max_onboards_in_flight: usize,
+}
+
+/// Deadlines.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest a lookup may wait for slower tiers, whatever the engine asks.
+    pub lookup: Span,
+    /// How long a lease lives without a heartbeat.
+    pub lease_ttl: Span,
+    /// How long a frame may stay reserved and unsealed.
+    pub reserve_ttl: Span,
+    /// Silence after which an engine's process is taken for dead.
+    pub attachment_ttl: Span,
+    /// How long a stop may take to finish what is under way.
+    pub drain: Span,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_id: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            run_dir: default_run_dir(),
+            data_dir: default_data_dir(),
+            listen: Listen::default(),
+            host: Host::default(),
+            disk: Disk::default(),
+            object: Object::default(),
+            offload: Offload::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { capacity: ByteSize(4 << 30), extent: ByteSize(256 << 20), pages: "transparent".into() }
+    }
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            dir: None,
+            capacity: ByteSize(16 << 30),
+            segment: ByteSize(DiskConfig::SEGMENT_BYTES),
+            io: "auto".into(),
+            depth: DiskConfig::DEPTH,
+            direct: true,
+        }
+    }
+}
+
+impl Default for Object {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            url: None,
+            prefix: "kvtier".into(),
+            capacity: ByteSize(64 << 30),
+            endpoint: None,
+            region: "us-east-1".into(),
+            credentials_env: None,
+            allow_http: false,
+        }
+    }
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        Self { mode: "eager".into(), high_watermark_percent: 80, max_in_flight: 16, max_onboards_in_flight: 32 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            lookup: Span(Duration::from_secs(5)),
+            lease_ttl: Span(Duration::from_secs(30)),
+            reserve_ttl: Span(Duration::from_secs(60)),
+            attachment_ttl: Span(Duration::from_secs(15)),
+            drain: Span(Duration::from_secs(20)),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not valid; the message names line and field.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A field's value is out of range.
+    #[error("{field}: {reason}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// What is wrong, and what to write instead.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file; without one, the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming file, line or field.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let config = match path {
+            None => Self::default(),
+            Some(path) => {
+                let read = |source| ConfigError::Read { path: path.to_owned(), source };
+                let text = std::fs::read_to_string(path).map_err(read)?;
+                let parse = |source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) };
+                toml::from_str(&text).map_err(parse)?
+            }
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let field = |field, reason: String| Err(ConfigError::Field { field, reason });
+        let (capacity, extent) = (self.host.capacity, self.host.extent);
+        if extent.0 < 1 << 20 || extent.0 > 1 << 30 || !extent.0.is_multiple_of(2 << 20) && extent.0 != 1 << 20 {
+            return field("host.extent", format!("{extent} is not a multiple of 2 MiB between 1 MiB and 1 GiB"));
+        }
+        if capacity < extent {
+            return field("host.capacity", format!("{capacity} is less than one extent of {extent}"));
+        }
+        if !(1..=100).contains(&self.offload.high_watermark_percent) {
+            return field("offload.high_watermark_percent", "must be 1 to 100".into());
+        }
+        if self.offload.max_in_flight == 0 || self.offload.max_onboards_in_flight == 0 {
+            return field("offload", "at least one movement at once".into());
+        }
+        if self.limits.lookup.0 > Duration::from_secs(60) {
+            return field("limits.lookup", "at most 60s: an engine's request waits for it".into());
+        }
+        self.page_kind()?;
+        self.eager()?;
+        if self.disk.enabled {
+            self.disk_config()?;
+        }
+        if self.object.enabled {
+            self.object_config()?;
+        }
+        Ok(())
+    }
+
+    /// Best pages to try for.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`] for an unknown kind.
+    pub fn page_kind(&self) -> Result<PageKind, ConfigError> {
+        let bad = |_| ConfigError::Field {
+            field: "host.pages",
+            reason: format!("{:?} is not huge, transparent or plain", self.host.pages),
+        };
+        self.host.pages.parse().map_err(bad)
+    }
+
+    fn eager(&self) -> Result<bool, ConfigError> {
+        match self.offload.mode.as_str() {
+            "eager" => Ok(true),
+            "watermark" => Ok(false),
+            other => {
+                let reason = format!("{other:?} is not eager or watermark");
+                Err(ConfigError::Field { field: "offload.mode", reason })
+            }
+        }
+    }
+
+    /// The core's part.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn core_config(&self) -> Result<CoreConfig, ConfigError> {
+        Ok(CoreConfig {
+            disk: self.disk.enabled,
+            object: self.object.enabled,
+            eager_offload: self.eager()?,
+            high_watermark_percent: self.offload.high_watermark_percent,
+            max_offloads: self.offload.max_in_flight,
+            max_onboards: self.offload.max_onboards_in_flight,
+            lease_ttl: self.limits.lease_ttl.0,
+            reserve_ttl: self.limits.reserve_ttl.0,
+            attachment_ttl: self.limits.attachment_ttl.0,
+        })
+    }
+
+    /// The disk tier's part.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn disk_config(&self) -> Result<DiskConfig, ConfigError> {
+        let io = match self.disk.io.as_str() {
+            "auto" => IoEngine::Auto,
+            "uring" => IoEngine::Uring,
+            "threads" => IoEngine::Threads,
+            other => {
+                let reason = format!("{other:?} is not auto, uring or threads");
+                return Err(ConfigError::Field { field: "disk.io", reason });
+            }
+        };
+        let dir = self.disk.dir.clone().unwrap_or_else(|| self.data_dir.join("disk"));
+        let mut config = DiskConfig::new(dir, self.disk.capacity.0);
+        config.segment_bytes = self.disk.segment.0;
+        config.io = io;
+        config.depth = self.disk.depth;
+        config.direct = self.disk.direct;
+        if self.disk.capacity.0 < self.disk.segment.0.saturating_mul(2) {
+            let reason = format!("{} is less than two log segments of {}", self.disk.capacity, self.disk.segment);
+            return Err(ConfigError::Field { field: "disk.capacity", reason });
+        }
+        Ok(config)
+    }
+
+    /// The object tier's part.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn object_config(&self) -> Result<ObjectConfig, ConfigError> {
+        let place = match &self.object.url {
+            None => ObjectPlace::Local(self.data_dir.join("object")),
+            Some(url) => {
+                url.parse().map_err(|e| ConfigError::Field { field: "object.url", reason: format!("{e}") })?
+            }
+        };
+        let place = match place {
+            ObjectPlace::S3(mut s3) => {
+                s3.endpoint.clone_from(&self.object.endpoint);
+                s3.region.clone_from(&self.object.region);
+                s3.allow_http = self.object.allow_http;
+                s3.credentials = self.object.credentials_env.clone().map(|[access_key, secret_key]| {
+                    S3CredentialNames { access_key, secret_key }
+                });
+                ObjectPlace::S3(s3)
+            }
+            local => local,
+        };
+        let mut config = ObjectConfig::new(place, self.object.capacity.0);
+        config.prefix.clone_from(&self.object.prefix);
+        Ok(config)
+    }
+
+    /// Path of the gRPC socket.
+    #[must_use]
+    pub fn grpc_socket(&self) -> PathBuf {
+        self.run_dir.join("kvtierd.sock")
+    }
+
+    /// Path of the descriptor socket.
+    #[must_use]
+    pub fn fd_socket(&self) -> PathBuf {
+        self.run_dir.join("kvtierd.fd.sock")
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn default_run_dir() -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/run/kvtier");
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    runtime.unwrap_or_else(std::env::temp_dir).join(format!("kvtier-{}", rustix::process::geteuid().as_raw()))
+}
+
+fn default_data_dir() -> PathBuf {
+    if is_root() {
+        return PathBuf::from("/var/lib/kvtier");
+    }
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_else(std::env::temp_dir);
+    home.join(".local/share/kvtier")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.check().map_err(|e| e.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config = parse("").unwrap();
+        assert_eq!(config.host.capacity, ByteSize(4 << 30));
+        assert!(config.core_config().unwrap().disk);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("hots = 1", "hots"),
+            ("[host]\ncapacity = \"4\"", "not a size"),
+            ("[host]\ncapacity = \"1MiB\"", "host.capacity"),
+            ("[host]\npages = \"big\"", "host.pages"),
+            ("[disk]\nio = \"fast\"", "disk.io"),
+            ("[disk]\ncapacity = \"300MiB\"", "disk.capacity"),
+            ("[object]\nenabled = true\nurl = \"ftp://x\"", "object.url"),
+            ("[offload]\nmode = \"lazy\"", "offload.mode"),
+            ("[limits]\nlookup = \"2h\"", "limits.lookup"),
+        ];
+        for (text, want) in cases {
+            let err = parse(text).unwrap_err();
+            assert!(err.contains(want), "{text:?}: {err}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The descriptor socket: attached engines fetch extents here.
+//!
+//! *Bounds*: at most [`MAX_CONNECTIONS`] connections, one thread each; an idle one is closed after [`IDLE`].
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use kvtier_memory::fdpass::{FdStatus, Grant, Request, Served, serve_one};
+
+use crate::node::Node;
+
+/// Connections at once: one a process of an engine, and some to spare.
+const MAX_CONNECTIONS: usize = 256;
+/// Silence after which a connection is closed; clients open another when they need one.
+const IDLE: Duration = Duration::from_secs(300);
+/// Longest an answer may take to leave.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves the socket on threads of its own until the node stops. The threads end with the process: they hold nothing
+/// that must be given back.
+pub fn serve(node: Arc<Node>, listener: UnixListener) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        if node.stopping.is_cancelled() {
+            return;
+        }
+        let Ok(stream) = stream else { continue };
+        if open.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+            open.fetch_sub(1, Ordering::AcqRel);
+            tracing::warn!("descriptor socket: more than {MAX_CONNECTIONS} connections; one was refused");
+            continue;
+        }
+        let (node, of_thread) = (Arc::clone(&node), Arc::clone(&open));
+        let started = std::thread::Builder::new().name("kvtier-fd".into()).spawn(move || {
+            serve_connection(&node, &stream);
+            of_thread.fetch_sub(1, Ordering::AcqRel);
+        });
+        if let Err(error) = started {
+            open.fetch_sub(1, Ordering::AcqRel);
+            tracing::error!(%error, "descriptor socket: no thread for a connection");
+        }
+    }
+}
+
+fn serve_connection(node: &Arc<Node>, stream: &UnixStream) {
+    let timeouts = stream.set_read_timeout(Some(IDLE)).and_then(|()| stream.set_write_timeout(Some(SEND_TIMEOUT)));
+    if timeouts.is_err() {
+        return;
+    }
+    loop {
+        match serve_one(stream, |request| decide(node, request)) {
+            Ok(Served::Granted(_)) => {}
+            Ok(Served::Refused(request, status)) => {
+                tracing::debug!(extent = request.extent, ?status, "descriptor refused");
+            }
+            Ok(Served::HungUp | Served::Hostile) | Err(_) => return,
+        }
+    }
+}
+
+fn decide(node: &Arc<Node>, request: &Request) -> Result<Grant, FdStatus> {
+    let attachment = node.attachment(&request.attachment).ok_or(FdStatus::UnknownAttachment)?;
+    let writable = request.access == kvtier_memory::fdpass::Access::Writable;
+    if writable && !node.read_core(|core| core.reserves_in(attachment, request.extent)) {
+        return Err(FdStatus::Denied);
+    }
+    node.arena.extent(request.extent).map(|extent| Grant { extent }).ok_or(FdStatus::UnknownExtent)
+}

@@ -1,0 +1,69 @@
+//! `kvtierd`: serves a node's KV-cache tiers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use kvtierd::config::Config;
+use kvtierd::{recovery, serve};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The kvtier node daemon: owns this node's KV-cache tiers and serves engines and operators.
+#[derive(Debug, Parser)]
+#[command(name = "kvtierd", version)]
+struct Args {
+    /// Configuration file (TOML). Without one, the defaults.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration, print what is in force, and exit.
+    #[arg(long)]
+    check: bool,
+    /// Log as JSON lines.
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config = match Config::load(args.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("kvtierd: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if args.check {
+        println!("{config:#?}\nconfiguration ok");
+        return ExitCode::SUCCESS;
+    }
+    let filter = EnvFilter::try_from_env("KVTIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if args.log_json { log.json().init() } else { log.init() }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("kvtierd").build();
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let ended = runtime.block_on(serve_until_signal(config));
+        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvtierd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let node = recovery::open(config).await?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    serve::run(node, stop).await
+}

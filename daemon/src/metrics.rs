@@ -1,0 +1,190 @@
+//! Prometheus metrics and health over HTTP.
+//!
+//! Values are read from the core and the stores when asked: there is no second set of counters to disagree with.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use kvtier_policy::Core;
+use kvtier_storage::BlockStore;
+use kvtier_types::Tier;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::node::Node;
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 64;
+/// Longest a client may take to send its request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves `/metrics` and `/healthz` until the node stops.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(node: Arc<Node>, address: SocketAddr) -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let of_task = Arc::clone(&node);
+    node.tasks.spawn(async move {
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let accepted = tokio::select! {
+                () = of_task.stopping.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (Ok((stream, _)), Ok(permit)) = (accepted, Arc::clone(&permits).try_acquire_owned()) else { continue };
+            let of_connection = Arc::clone(&of_task);
+            tokio::spawn(async move {
+                let _permit = permit;
+                let service = service_fn(move |request| answer(Arc::clone(&of_connection), request));
+                let http = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEADER_TIMEOUT)
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(stream), service);
+                if let Err(error) = http.await {
+                    tracing::debug!(%error, "metrics connection");
+                }
+            });
+        }
+    });
+    Ok(bound)
+}
+
+async fn answer(node: Arc<Node>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (status, body) = match request.uri().path() {
+        "/metrics" => (StatusCode::OK, exposition(&node)),
+        "/healthz" if node.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let text = hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, text);
+    Ok(response)
+}
+
+/// Writes the Prometheus text format.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn family<'a>(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (&'a str, &'a str, u64)>) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+        for (label, value, count) in samples {
+            if label.is_empty() {
+                self.line(format_args!("{name} {count}"));
+            } else {
+                self.line(format_args!("{name}{{{label}=\"{value}\"}} {count}"));
+            }
+        }
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        writeln!(self.0, "{line}").expect("writing to a string does not fail");
+    }
+}
+
+/// Every metric of the node.
+#[must_use]
+pub fn exposition(node: &Arc<Node>) -> String {
+    let mut page = Page::default();
+    node.read_core(|core| {
+        core_counters(&mut page, core);
+        core_gauges(&mut page, core);
+    });
+    memory(&mut page, node);
+    stores(&mut page, node);
+    let hold = u64::try_from(node.take_longest_hold().as_micros()).unwrap_or(u64::MAX);
+    let help = "Longest time the core's lock was held since the last scrape.";
+    page.family("kvtier_core_lock_hold_max_microseconds", "gauge", help, [("", "", hold)]);
+    page.family("kvtier_incarnation", "gauge", "Number of this start.", [("", "", node.incarnation)]);
+    page.0
+}
+
+fn by_tier(counts: [u64; Tier::ALL.len()]) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+    Tier::ALL.into_iter().map(move |t| ("tier", t.name(), counts[t.index()]))
+}
+
+fn core_counters(page: &mut Page, core: &Core) {
+    let c = core.counts();
+    let ledger = core.ledger().rows().map(|(fate, n)| ("fate", fate, n));
+    let help = "Looked-up tokens by what became of them; they sum to kvtier_looked_up_tokens_total.";
+    page.family("kvtier_tokens_total", "counter", help, ledger);
+    let looked_up = core.ledger().looked_up();
+    page.family("kvtier_looked_up_tokens_total", "counter", "Tokens looked up and settled.", [("", "", looked_up)]);
+    let help = "Block shards loaded by engines, by the tier they came from.";
+    page.family("kvtier_blocks_loaded_total", "counter", help, by_tier(c.loaded));
+    page.family("kvtier_blocks_sealed_total", "counter", "Block shards sealed.", [("", "", c.sealed)]);
+    let reserved = ["granted", "present", "busy"].into_iter().zip(c.reserved).map(|(a, n)| ("answer", a, n));
+    page.family("kvtier_reservations_total", "counter", "Blocks reserved, by answer.", reserved);
+    page.family("kvtier_evicted_total", "counter", "Copies dropped to make room.", by_tier(c.evicted));
+    page.family("kvtier_moved_total", "counter", "Copies made, by target tier.", by_tier(c.moved));
+    page.family("kvtier_move_failures_total", "counter", "Copies that failed, by target tier.", by_tier(c.move_failures));
+    page.family("kvtier_corrupt_blocks_total", "counter", "Copies whose bytes did not match.", [("", "", c.corrupt)]);
+    page.family("kvtier_lost_loads_total", "counter", "Loads that failed otherwise.", [("", "", c.lost)]);
+    let help = "Attachments let go: detached, silent, or their stream closed.";
+    page.family("kvtier_attachments_ended_total", "counter", help, [("", "", c.reaped)]);
+    let reaped = c.reaped_reservations;
+    page.family("kvtier_reservations_reaped_total", "counter", "Frames reserved and never sealed.", [("", "", reaped)]);
+    page.family("kvtier_leases_expired_total", "counter", "Leases nobody released.", [("", "", c.expired_leases)]);
+}
+
+fn core_gauges(page: &mut Page, core: &Core) {
+    let (entries, bytes) = core.catalog_size();
+    page.family("kvtier_catalog_entries", "gauge", "Block shards known.", [("", "", entries as u64)]);
+    page.family("kvtier_catalog_bytes", "gauge", "Memory of the catalog itself.", [("", "", bytes as u64)]);
+    page.family("kvtier_attachments", "gauge", "Engine processes attached.", [("", "", core.attachments().len() as u64)]);
+    let pending = [("direction", "down", core.pending_offloads() as u64), ("direction", "up", core.pending_onboards() as u64)];
+    page.family("kvtier_movements_pending", "gauge", "Movements queued or under way.", pending);
+}
+
+fn memory(page: &mut Page, node: &Node) {
+    let stats = node.arena.stats();
+    let rows = [
+        ("kind", "capacity", stats.capacity_bytes),
+        ("kind", "resident", stats.resident_bytes),
+        ("kind", "used", stats.used_bytes),
+    ];
+    page.family("kvtier_host_bytes", "gauge", "Host memory for blocks.", rows);
+    page.family("kvtier_host_pinned_frames", "gauge", "Frames under I/O.", [("", "", stats.pinned_frames)]);
+}
+
+fn stores(page: &mut Page, node: &Node) {
+    let disk = node.stores.disk.as_deref().map(|d| ("disk", d.usage()));
+    let object = node.stores.object.as_deref().map(|o| ("object", o.usage()));
+    let usages: Vec<_> = disk.into_iter().chain(object).collect();
+    let column = |pick: fn(&kvtier_storage::Usage) -> u64| {
+        usages.iter().map(move |(tier, usage)| ("tier", *tier, pick(usage))).collect::<Vec<_>>()
+    };
+    page.family("kvtier_store_capacity_bytes", "gauge", "Most bytes of a store.", column(|u| u.capacity_bytes));
+    page.family("kvtier_store_used_bytes", "gauge", "Bytes in use, dead ones included.", column(|u| u.used_bytes));
+    page.family("kvtier_store_live_bytes", "gauge", "Bytes of living records.", column(|u| u.live_bytes));
+    page.family("kvtier_store_pending_writes", "gauge", "Writes under way.", column(|u| u.pending_writes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_follow_the_text_format() {
+        let mut page = Page::default();
+        page.family("a_total", "counter", "Things.", [("tier", "host", 3), ("tier", "disk", 0)]);
+        page.family("b", "gauge", "One.", [("", "", 7)]);
+        let want = "# HELP a_total Things.\n# TYPE a_total counter\na_total{tier=\"host\"} 3\na_total{tier=\"disk\"} 0\n\
+                    # HELP b One.\n# TYPE b gauge\nb 7\n";
+        assert_eq!(page.0, want);
+    }
+}

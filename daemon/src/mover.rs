@@ -1,0 +1,96 @@
+//! Carries out the core's actions: bytes between host frames and the stores below.
+//!
+//! *Bounds*: the core has at most `max_offloads` and `max_onboards` movements under way; each is one task here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvtier_memory::IoBuf;
+use kvtier_policy::{Action, FrameRef, MoveEnd, MoveId};
+use kvtier_storage::StorageError;
+use kvtier_types::{Expect, Location, RecordMeta, ShardKey, Tier};
+use tokio::time::timeout;
+
+use crate::node::Node;
+use crate::pool::frame_id;
+use crate::reclaim;
+
+/// Longest a movement may take; the stores' own deadlines are shorter.
+const MOVE_DEADLINE: Duration = Duration::from_secs(60);
+/// Times room is made for one record before it is given up.
+const ROOM_ATTEMPTS: usize = 3;
+
+/// Starts an action. Returns at once.
+pub fn execute(node: &Arc<Node>, action: Action) {
+    match action {
+        Action::Forget { tier, at, bytes } => node.stores.forget(tier, at, bytes),
+        Action::Offload { id, to, meta, frame } => {
+            let task = offload(Arc::clone(node), to, meta, frame);
+            report(node, id, task);
+        }
+        Action::Onboard { id, key, from, at, expect, into } => {
+            let task = onboard(Arc::clone(node), Source { key, from, at, expect }, into);
+            report(node, id, task);
+        }
+    }
+}
+
+fn report(node: &Arc<Node>, id: MoveId, work: impl Future<Output = MoveEnd> + Send + 'static) {
+    let node_of_task = Arc::clone(node);
+    node.tasks.spawn(async move {
+        let end = timeout(MOVE_DEADLINE, work).await.unwrap_or(MoveEnd::Failed);
+        node_of_task.with_core(|core, _| core.moved(id, end));
+        node_of_task.movement.notify_waiters();
+    });
+}
+
+async fn offload(node: Arc<Node>, to: Tier, meta: RecordMeta, frame: FrameRef) -> MoveEnd {
+    let Some(store) = node.stores.get(to) else { return MoveEnd::Failed };
+    let Some(pin) = node.arena.pin(frame_id(frame, meta.bytes)) else { return MoveEnd::Failed };
+    let mut payload = IoBuf::Frame(pin);
+    for _ in 0..ROOM_ATTEMPTS {
+        let written = store.write(meta.clone(), payload).await;
+        payload = written.payload;
+        match written.result {
+            Ok(at) => {
+                reclaim::look_ahead(&node, to);
+                return MoveEnd::Done(Some(at));
+            }
+            Err(StorageError::Full) => reclaim::make_room(&node, to).await,
+            Err(error) => return end_of(&error, "offload", to, &meta.key),
+        }
+    }
+    tracing::warn!(tier = %to, key = %meta.key, "no room could be made; the block stays in host memory only");
+    MoveEnd::Failed
+}
+
+struct Source {
+    key: ShardKey,
+    from: Tier,
+    at: Location,
+    expect: Expect,
+}
+
+async fn onboard(node: Arc<Node>, source: Source, into: FrameRef) -> MoveEnd {
+    let Some(store) = node.stores.get(source.from) else { return MoveEnd::Failed };
+    let Some(pin) = node.arena.pin(frame_id(into, source.expect.bytes)) else { return MoveEnd::Failed };
+    let read = store.read(&source.key, source.at, source.expect, IoBuf::Frame(pin)).await;
+    match read.result {
+        Ok(()) => MoveEnd::Done(None),
+        Err(error) => end_of(&error, "onboard", source.from, &source.key),
+    }
+}
+
+fn end_of(error: &StorageError, what: &'static str, tier: Tier, key: &ShardKey) -> MoveEnd {
+    match error {
+        StorageError::Corrupt { .. } => {
+            tracing::error!(%tier, %key, %error, "{what}: corrupt copy dropped, it was not served");
+            MoveEnd::Corrupt
+        }
+        StorageError::NotFound => MoveEnd::Gone,
+        error => {
+            tracing::warn!(%tier, %key, error = error as &dyn std::error::Error, "{what} failed");
+            MoveEnd::Failed
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! One node's state and the only way to its core.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant as StdInstant};
+
+use kvtier_memory::Arena;
+use kvtier_policy::{Action, AttachmentId, Core};
+use kvtier_storage::BlockStore;
+use kvtier_storage::disk::DiskStore;
+use kvtier_storage::journal::Journal;
+use kvtier_storage::object::ObjectStoreTier;
+use kvtier_types::{Instant, Layout, Location, Tier};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+
+/// Random name of an attachment on the wire.
+pub type Token = [u8; 16];
+
+/// Detach events queued for one attachment's stream.
+const DETACH_QUEUE: usize = 4;
+/// Layouts remembered to say which field differs.
+const MAX_KNOWN_LAYOUTS: usize = 64;
+
+/// The stores below host memory.
+#[derive(Debug, Default)]
+pub struct Stores {
+    /// The disk tier.
+    pub disk: Option<Arc<DiskStore>>,
+    /// The object tier.
+    pub object: Option<Arc<ObjectStoreTier>>,
+    /// Why a configured tier is absent.
+    pub absent: BTreeMap<Tier, String>,
+}
+
+impl Stores {
+    /// The store of a tier, `None` where there is none.
+    #[must_use]
+    pub fn get(&self, tier: Tier) -> Option<Arc<dyn BlockStore>> {
+        match tier {
+            Tier::Disk => self.disk.clone().map(|d| d as Arc<dyn BlockStore>),
+            Tier::Object => self.object.clone().map(|o| o as Arc<dyn BlockStore>),
+            Tier::Device | Tier::Host => None,
+        }
+    }
+
+    /// A record is dead.
+    pub fn forget(&self, tier: Tier, at: Location, bytes: u64) {
+        if let Some(store) = self.get(tier) {
+            store.forget(at, bytes);
+        }
+    }
+}
+
+/// An attachment's wire side.
+#[derive(Debug)]
+struct Door {
+    id: AttachmentId,
+    detach: mpsc::Sender<String>,
+}
+
+/// Everything the services share.
+pub struct Node {
+    /// The configuration.
+    pub config: Config,
+    /// Host memory.
+    pub arena: Arena,
+    /// The stores below it.
+    pub stores: Stores,
+    /// What must survive restarts.
+    pub journal: Arc<Journal>,
+    /// Number of this start, higher than any before.
+    pub incarnation: u64,
+    /// Notes of the start, for status.
+    pub notes: Vec<String>,
+    /// Woken when the arena wants an extent made ready.
+    pub growth: Notify,
+    /// Woken when a movement ends.
+    pub movement: Notify,
+    /// Set once the node stops.
+    pub stopping: CancellationToken,
+    /// Every task the node started.
+    pub tasks: TaskTracker,
+    pub(crate) reclaiming: tokio::sync::Mutex<()>,
+    draining: AtomicBool,
+    core: Mutex<Core>,
+    doors: Mutex<BTreeMap<Token, Door>>,
+    layouts: Mutex<BTreeMap<String, Layout>>,
+    origin: StdInstant,
+    longest_hold_nanos: AtomicU64,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("node_id", &self.config.node_id).finish_non_exhaustive()
+    }
+}
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// Host memory.
+    pub arena: Arena,
+    /// The stores below it.
+    pub stores: Stores,
+    /// What must survive restarts.
+    pub journal: Arc<Journal>,
+    /// The core, recovered.
+    pub core: Core,
+    /// Number of this start.
+    pub incarnation: u64,
+    /// Notes of the start.
+    pub notes: Vec<String>,
+}
+
+impl Node {
+    /// A node of these parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            config: parts.config,
+            arena: parts.arena,
+            stores: parts.stores,
+            journal: parts.journal,
+            incarnation: parts.incarnation,
+            notes: parts.notes,
+            growth: Notify::new(),
+            movement: Notify::new(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            reclaiming: tokio::sync::Mutex::new(()),
+            draining: AtomicBool::new(false),
+            core: Mutex::new(parts.core),
+            doors: Mutex::new(BTreeMap::new()),
+            layouts: Mutex::new(BTreeMap::new()),
+            origin: StdInstant::now(),
+            longest_hold_nanos: AtomicU64::new(0),
+        })
+    }
+
+    /// The time as the core counts it.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        Instant::from_nanos(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Time since start.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// Calls the core, then carries out what it wants done.
+    pub fn with_core<R>(self: &Arc<Self>, call: impl FnOnce(&mut Core, Instant) -> R) -> R {
+        let mut actions: Vec<Action> = Vec::new();
+        let result = {
+            let mut core = self.core.lock();
+            let held = StdInstant::now();
+            let result = call(&mut core, self.now());
+            actions.extend(std::iter::from_fn(|| core.poll_action()));
+            let nanos = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.longest_hold_nanos.fetch_max(nanos, Ordering::Relaxed);
+            result
+        };
+        for action in actions {
+            crate::mover::execute(self, action);
+        }
+        if self.arena.needs_growth() {
+            self.growth.notify_one();
+        }
+        result
+    }
+
+    /// As [`Self::with_core`], from a thread outside the runtime.
+    pub fn with_core_on<R>(
+        self: &Arc<Self>,
+        runtime: &tokio::runtime::Handle,
+        call: impl FnOnce(&mut Core, Instant) -> R,
+    ) -> R {
+        let _inside = runtime.enter();
+        self.with_core(call)
+    }
+
+    /// Reads the core; actions wait for the next call.
+    pub fn read_core<R>(&self, read: impl FnOnce(&Core) -> R) -> R {
+        read(&self.core.lock())
+    }
+
+    /// The longest the core's lock was held, since the last call.
+    pub fn take_longest_hold(&self) -> Duration {
+        Duration::from_nanos(self.longest_hold_nanos.swap(0, Ordering::Relaxed))
+    }
+
+    /// Opens a door for an attachment; the receiver gets the reason when it is shut.
+    pub fn open_door(&self, id: AttachmentId) -> Result<(Token, mpsc::Receiver<String>), rustix::io::Errno> {
+        let mut token = Token::default();
+        let mut filled = 0;
+        while filled < token.len() {
+            filled += rustix::rand::getrandom(&mut token[filled..], rustix::rand::GetRandomFlags::empty())?;
+        }
+        let (detach, events) = mpsc::channel(DETACH_QUEUE);
+        self.doors.lock().insert(token, Door { id, detach });
+        Ok((token, events))
+    }
+
+    /// The attachment behind a token.
+    #[must_use]
+    pub fn attachment(&self, token: &[u8]) -> Option<AttachmentId> {
+        let token: Token = token.try_into().ok()?;
+        self.doors.lock().get(&token).map(|d| d.id)
+    }
+
+    /// Shuts an attachment's door and lets it go.
+    pub fn shut_door(self: &Arc<Self>, token: &Token) {
+        let door = self.doors.lock().remove(token);
+        if let Some(door) = door {
+            self.with_core(|core, _| core.detach(door.id));
+        }
+    }
+
+    /// Tells attachments why they are let go; their streams end.
+    pub fn tell_detached(&self, ids: &[AttachmentId], reason: &str) {
+        let mut doors = self.doors.lock();
+        for door in doors.values().filter(|d| ids.contains(&d.id)) {
+            // A full queue already holds a reason.
+            drop(door.detach.try_send(reason.to_owned()));
+        }
+        doors.retain(|_, d| !ids.contains(&d.id));
+    }
+
+    /// Tells every attachment that the node stops.
+    pub fn tell_all(&self, reason: &str) {
+        for door in self.doors.lock().values() {
+            drop(door.detach.try_send(reason.to_owned()));
+        }
+    }
+
+    /// Remembers a model's layout, and says how it differs from the one last seen.
+    pub fn note_layout(&self, model: &str, layout: &Layout) -> Vec<String> {
+        let mut known = self.layouts.lock();
+        let differences = known.get(model).map(|old| layout.differences(old)).unwrap_or_default();
+        if known.len() < MAX_KNOWN_LAYOUTS || known.contains_key(model) {
+            known.insert(model.to_owned(), layout.clone());
+        }
+        differences
+    }
+
+    /// Takes no more attachments or reservations from now on.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the node is on its way out.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,39 @@
+//! The gRPC services: thin. Each checks its message, calls the core, and shapes the answer.
+
+mod admin;
+mod engine;
+mod kvcache;
+
+use std::sync::Arc;
+
+use kvtier_policy::{AttachmentId, CoreError};
+use kvtier_proto::convert::WireError;
+use tonic::Status;
+
+pub(crate) use admin::AdminService;
+pub(crate) use engine::EngineService;
+pub(crate) use kvcache::KvCacheService;
+
+use crate::node::Node;
+
+/// The one place where core errors become gRPC statuses.
+fn core_status(error: &CoreError) -> Status {
+    let text = error.to_string();
+    match error {
+        CoreError::UnknownAttachment | CoreError::UnknownLease => Status::failed_precondition(text),
+        CoreError::Limit { .. } => Status::resource_exhausted(text),
+        CoreError::UnknownGroup { .. } => Status::invalid_argument(text),
+        CoreError::EngineMismatch { .. } => Status::already_exists(text),
+        _ => Status::internal(text),
+    }
+}
+
+/// The one place where wire errors become gRPC statuses.
+#[expect(clippy::needless_pass_by_value, reason = "used as `map_err(wire_status)`")]
+fn wire_status(error: WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn attachment(node: &Arc<Node>, token: &[u8]) -> Result<AttachmentId, Status> {
+    node.attachment(token).ok_or_else(|| core_status(&CoreError::UnknownAttachment))
+}

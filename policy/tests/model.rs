@@ -1,0 +1,304 @@
+//! Random sequences of calls against a naive model: what the core promises holds after every step.
+//!
+//! The model knows the bytes: a sealed block's checksum is its key, and every frame remembers what was last written to
+//! it. A hit whose frame holds something else would be wrong bytes.
+
+use std::collections::BTreeMap;
+
+use kvtier_policy::{
+    Action, AttachSpec, AttachmentId, Core, CoreConfig, FrameRef, LeaseId, LookupRange, LookupRequest, MoveEnd,
+    ReleaseReport, Reservation, ReserveRequest, Role, SealRequest, TwinPool,
+};
+use kvtier_types::{
+    BlockHints, BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, TenantId, Tier,
+};
+use proptest::prelude::{Strategy, prop, proptest};
+
+const BLOCK: u64 = 4096;
+const FRAMES: u64 = 12;
+const CHAINS: u8 = 4;
+const LENGTH: u8 = 6;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Reserve { chain: u8, first: u8, count: u8 },
+    Seal { pick: u8, abandon: bool },
+    Lookup { chain: u8, request: u8 },
+    Release { request: u8, lost: bool },
+    Act { outcome: u8 },
+    Evict { chain: u8, block: u8, all: bool },
+    Reclaim,
+    Reattach,
+    Wait { seconds: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let chain = 0..CHAINS;
+    prop::strategy::Union::new_weighted(vec![
+        (4, (chain.clone(), 0..LENGTH, 1..LENGTH).prop_map(|(chain, first, count)| Step::Reserve { chain, first, count }).boxed()),
+        (6, (0..8u8, prop::bool::weighted(0.1)).prop_map(|(pick, abandon)| Step::Seal { pick, abandon }).boxed()),
+        (4, (chain.clone(), 0..4u8).prop_map(|(chain, request)| Step::Lookup { chain, request }).boxed()),
+        (3, (0..4u8, prop::bool::ANY).prop_map(|(request, lost)| Step::Release { request, lost }).boxed()),
+        (8, (0..10u8).prop_map(|outcome| Step::Act { outcome }).boxed()),
+        (1, (chain, 0..LENGTH, prop::bool::ANY).prop_map(|(chain, block, all)| Step::Evict { chain, block, all }).boxed()),
+        (1, prop::strategy::Just(Step::Reclaim).boxed()),
+        (1, prop::strategy::Just(Step::Reattach).boxed()),
+        (1, (1..40u8).prop_map(|seconds| Step::Wait { seconds }).boxed()),
+    ])
+}
+
+/// A chain's block; the first two blocks are the same in every chain, like a shared system prompt.
+fn key(chain: u8, block: u8) -> BlockKey {
+    let chain = if block < 2 { 0 } else { chain };
+    let mut bytes = [chain; 32];
+    bytes[0] = block;
+    BlockKey::new(bytes)
+}
+
+fn checksum(key: &BlockKey) -> u64 {
+    u64::from(key.as_bytes()[0]) << 8 | u64::from(key.as_bytes()[1])
+}
+
+struct World {
+    core: Core,
+    who: AttachmentId,
+    now: Instant,
+    /// What each frame holds, by place: the generation it was written under and the bytes' checksum.
+    frames: BTreeMap<(u32, u32), (u64, u64)>,
+    disk: BTreeMap<Location, (BlockKey, u64)>,
+    reserved: Vec<(BlockKey, FrameRef)>,
+    leases: BTreeMap<u8, LeaseId>,
+    actions: Vec<Action>,
+    next_offset: u32,
+}
+
+fn spec() -> AttachSpec {
+    let groups = vec![GroupSpec { kind: GroupKind::Full, block_tokens: 16, layers: vec!["l".into()] }];
+    let namespace = Namespace {
+        model: "m".into(),
+        weights_digest: "w".into(),
+        kv_dtype: "bf16".into(),
+        quantization: String::new(),
+        adapter_digest: String::new(),
+        hash_algorithm: HashAlgorithm::Sha256Cbor,
+        hash_seed: "0".into(),
+        hash_block_tokens: 16,
+        revision: String::new(),
+    };
+    let layout = Layout {
+        attention_backend: "CPU".into(),
+        isa: String::new(),
+        layout: "L".into(),
+        tensor_parallel: 1,
+        pipeline_parallel: 1,
+        prefill_context_parallel: 1,
+        decode_context_parallel: 1,
+        shards: 1,
+        groups,
+        block_bytes: vec![BLOCK],
+    };
+    AttachSpec { engine: "e".into(), role: Role::Scheduler, rank: 0, pid: 1, namespace, layout }
+}
+
+impl World {
+    fn new() -> Self {
+        let config = CoreConfig { disk: true, max_offloads: 3, max_onboards: 2, ..CoreConfig::default() };
+        let mut core = Core::new(config, Box::new(TwinPool::new(FRAMES * BLOCK)), |bytes| bytes);
+        let now = Instant::from_nanos(1);
+        let who = core.attach(now, spec()).expect("a first attachment is admitted");
+        Self {
+            core,
+            who,
+            now,
+            frames: BTreeMap::new(),
+            disk: BTreeMap::new(),
+            reserved: Vec::new(),
+            leases: BTreeMap::new(),
+            actions: Vec::new(),
+            next_offset: 0,
+        }
+    }
+
+    fn write(&mut self, frame: FrameRef, sum: u64) {
+        self.frames.insert((frame.extent, frame.page), (frame.generation, sum));
+    }
+
+    fn read(&self, frame: FrameRef) -> Option<u64> {
+        let (generation, sum) = self.frames.get(&(frame.extent, frame.page))?;
+        (*generation == frame.generation).then_some(*sum)
+    }
+
+    fn run(&mut self, step: &Step) {
+        match *step {
+            Step::Reserve { chain, first, count } => self.reserve(chain, first, count),
+            Step::Seal { pick, abandon } => self.seal(pick, abandon),
+            Step::Lookup { chain, request } => self.lookup(chain, request),
+            Step::Release { request, lost } => self.release(request, lost),
+            Step::Act { outcome } => self.act(outcome),
+            Step::Evict { chain, block, all } => {
+                let tiers: &[Tier] = if all { &[] } else { &[Tier::Host] };
+                self.core.apply_evict(&[key(chain, block)], tiers);
+            }
+            Step::Reclaim => {
+                self.core.reclaim(Tier::Disk, BLOCK);
+            }
+            Step::Reattach => {
+                self.core.detach(self.who);
+                self.reserved.clear();
+                self.leases.clear();
+                self.who = self.core.attach(self.now, spec()).expect("there is room for one");
+            }
+            Step::Wait { seconds } => {
+                self.now = self.now + std::time::Duration::from_secs(seconds.into());
+                self.core.heartbeat(self.now, self.who).expect("attached");
+                self.core.expire(self.now);
+            }
+        }
+        self.take_actions();
+    }
+
+    fn take_actions(&mut self) {
+        while let Some(action) = self.core.poll_action() {
+            if let Action::Forget { at, .. } = action {
+                self.disk.remove(&at);
+            } else {
+                self.actions.push(action);
+            }
+        }
+    }
+
+    fn reserve(&mut self, chain: u8, first: u8, count: u8) {
+        let keys: Vec<BlockKey> = (first..(first + count).min(LENGTH)).map(|b| key(chain, b)).collect();
+        let request = ReserveRequest {
+            attachment: self.who,
+            parent: first.checked_sub(1).map(|b| key(chain, b)),
+            group: 0,
+            first_block: first.into(),
+            keys: keys.clone(),
+            tenant: TenantId::shared(),
+            hints: BlockHints::default(),
+        };
+        let answers = self.core.reserve(self.now, &request).expect("attached");
+        for (key, answer) in keys.into_iter().zip(answers) {
+            if let Reservation::Granted(frames) = answer {
+                self.reserved.push((key, frames[0]));
+            }
+        }
+    }
+
+    fn seal(&mut self, pick: u8, abandoned: bool) {
+        if self.reserved.is_empty() {
+            return;
+        }
+        let (key, frame) = self.reserved.remove(usize::from(pick) % self.reserved.len());
+        // A reservation that was reaped: its frame may be somebody else's by now, as with a stalled writer. The late
+        // write does happen on real machines; there the checksum catches it, here the seal must be refused.
+        let live = self.frames.get(&(frame.extent, frame.page)).is_none_or(|(g, _)| *g <= frame.generation);
+        if live {
+            self.write(frame, checksum(&key));
+        }
+        let seal = SealRequest { key, shard: 0, frame, checksum: checksum(&key), abandoned };
+        self.core.seal(self.who, &[seal]).expect("attached");
+    }
+
+    fn lookup(&mut self, chain: u8, request: u8) {
+        let keys = (0..LENGTH).map(|b| key(chain, b)).collect();
+        let lookup = LookupRequest {
+            attachment: self.who,
+            request_id: request.to_string(),
+            ranges: vec![LookupRange { group: 0, first_block: 0, keys }],
+            local_tokens: 0,
+        };
+        let lease = self.core.lookup(self.now, lookup).expect("attached");
+        self.leases.insert(request, lease);
+        // The blocks must come as one prefix, and hold what was sealed under their keys.
+        let answer = self.core.collect(lease).expect("just leased");
+        let found = &answer.ranges[0].found;
+        let hits = found.iter().take_while(|f| f.is_some()).count();
+        assert!(found[hits..].iter().all(Option::is_none), "a hit is a prefix: {found:?}");
+        for (block, frame) in (0..).zip(&answer.ranges[0].frames) {
+            let want = checksum(&key(chain, block));
+            assert_eq!(frame.checksum, want, "the catalog's checksum is another block's");
+            assert_eq!(self.read(frame.frame), Some(want), "the frame holds something else");
+        }
+    }
+
+    fn release(&mut self, request: u8, lost: bool) {
+        self.leases.remove(&request);
+        let report = ReleaseReport { local_tokens: 0, claimed_tokens: 48, lost_tokens: if lost { 16 } else { 0 } };
+        self.core.release(self.who, &request.to_string(), report);
+    }
+
+    /// Ends one movement: mostly well.
+    fn act(&mut self, outcome: u8) {
+        if self.actions.is_empty() {
+            return;
+        }
+        match self.actions.remove(usize::from(outcome) % self.actions.len()) {
+            Action::Offload { id, meta, frame, .. } => {
+                assert_eq!(self.read(frame), Some(meta.checksum), "an offload reads what was sealed");
+                let at = Location { segment: 0, offset: self.next_offset };
+                self.next_offset += 1;
+                let end = match outcome {
+                    0 => MoveEnd::Failed,
+                    1 => MoveEnd::Corrupt,
+                    _ => {
+                        self.disk.insert(at, (meta.key.block, meta.checksum));
+                        MoveEnd::Done(Some(at))
+                    }
+                };
+                self.core.moved(id, end);
+            }
+            Action::Onboard { id, key, at, expect, into, .. } => {
+                let end = match (self.disk.get(&at).copied(), outcome) {
+                    (None, _) => MoveEnd::Gone,
+                    (_, 0) => MoveEnd::Failed,
+                    (_, 1) => MoveEnd::Corrupt,
+                    (Some((stored, sum)), _) => {
+                        assert_eq!((stored, sum), (key.block, expect.checksum), "the catalog points at another record");
+                        self.write(into, sum);
+                        MoveEnd::Done(None)
+                    }
+                };
+                self.core.moved(id, end);
+            }
+            Action::Forget { .. } => {}
+        }
+    }
+
+    fn check(&self) {
+        let ledger = self.core.ledger();
+        assert_eq!(ledger.rows().map(|(_, n)| n).sum::<u64>(), ledger.looked_up(), "the parts sum to the whole");
+        assert!(self.core.tier_use(Tier::Host).bytes <= FRAMES * BLOCK, "capacity is never exceeded");
+        assert_eq!(self.core.tier_use(Tier::Disk).copies as usize, self.disk.len(), "the disk's records are all known");
+    }
+
+    /// Ends everything that is under way, and lets everybody go: nothing may be left over.
+    fn wind_down(&mut self) {
+        self.core.detach(self.who);
+        self.take_actions();
+        while !self.actions.is_empty() {
+            self.act(9);
+            self.take_actions();
+        }
+        let every: Vec<BlockKey> = (0..CHAINS).flat_map(|c| (0..LENGTH).map(move |b| key(c, b))).collect();
+        self.core.apply_evict(&every, &[]);
+        self.take_actions();
+        assert_eq!(self.core.tier_use(Tier::Host).copies, 0);
+        assert_eq!(self.core.catalog_size().0, 0, "an entry outlived everything it was for");
+        assert!(self.disk.is_empty(), "a record was forgotten by the catalog but not on disk");
+        assert_eq!(self.core.pending_offloads() + self.core.pending_onboards(), 0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn promises_hold_after_every_step(steps in prop::collection::vec(step(), 1..120)) {
+        let mut world = World::new();
+        for step in &steps {
+            world.run(step);
+            world.check();
+        }
+        world.wind_down();
+    }
+}

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs what is missing to build and test on Debian or Ubuntu; does nothing, and needs no rights, when nothing is.
+#
+#   install-deps.sh          a C compiler (the TLS library and the C test), python3 with venv, libnuma (vLLM), curl
+#   install-deps.sh s3       the same and a real S3 server for the object tier's tests (Ceph radosgw, 60 MB)
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+missing=()
+command -v cc > /dev/null || missing+=(build-essential)
+# vLLM compiles kernels at run time with the C++ compiler.
+command -v c++ > /dev/null || missing+=(build-essential)
+command -v python3 > /dev/null || missing+=(python3)
+python3 -c 'import ensurepip, venv' 2> /dev/null || missing+=(python3-venv)
+ldconfig -p 2> /dev/null | grep -q 'libnuma\.so\.1' || [ -n "$(find /usr/lib /lib -name 'libnuma.so.1' -print -quit 2> /dev/null)" ] || missing+=(libnuma1)
+command -v curl > /dev/null || missing+=(curl)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+if [ "${1:-}" = s3 ]; then
+  command -v ceph-mon > /dev/null || missing+=(ceph-mon)
+  command -v ceph-osd > /dev/null || missing+=(ceph-osd)
+  command -v ceph > /dev/null || missing+=(ceph-common)
+  command -v radosgw > /dev/null || missing+=(radosgw)
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+  list=$(printf '%s\n' "${missing[@]}" | sort -u | tr '\n' ' ')
+  command -v apt-get > /dev/null || die "missing: $list(names of Debian's packages): install them with this system's package manager"
+  say "installing $list"
+  as_root apt-get update -qq >&2 || die "missing: $list- become root, or run: apt-get install $list"
+  # shellcheck disable=SC2086
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $list >&2 < /dev/null ||
+    die "apt-get could not install $list: see above"
+fi
+
+if ! command -v cargo > /dev/null; then
+  [ -x "$HOME/.cargo/bin/cargo" ] && die "cargo is in ~/.cargo/bin but not in PATH: run '. ~/.cargo/env' first"
+  die "Rust is not installed: install rustup, which then takes the toolchain that rust-toolchain.toml names"
+fi
+cargo --version > /dev/null 2>&1 ||
+  die "the toolchain of rust-toolchain.toml cannot be used: run 'rustup toolchain install $(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)'"

@@ -1,0 +1,189 @@
+//! Bytes of the journal.
+//!
+//! ```text
+//! header   magic 8 | version u32 | CRC-64/NVME of both u64
+//! frame    length of the entries u32 | entries | CRC-64/NVME of length and entries u64      one frame per append
+//! entry    kind u8 | length u16 | payload
+//! kind 1   incarnation u64
+//! kind 2   evicted: shard key 66 | up to sequence u64
+//! ```
+//! New kinds may be added without a new version: a build that does not know a kind refuses the file.
+
+use std::collections::BTreeMap;
+
+use kvtier_types::ShardKey;
+
+use crate::codec::{Malformed, Reader, Writer, crc64};
+
+const MAGIC: [u8; 8] = *b"KVTJNL\0\n";
+pub(super) const VERSION: u32 = 1;
+pub(super) const HEADER_BYTES: usize = 8 + 4 + 8;
+
+const KIND_INCARNATION: u8 = 1;
+const KIND_EVICTED: u8 = 2;
+/// Bytes of the longest entry of today, for the size of a snapshot.
+pub(super) const MAX_ENTRY_BYTES: usize = 3 + 66 + 8;
+
+/// Longest frame: what a reader allocates at most, and the most that a torn append can leave.
+pub(super) const MAX_FRAME_BYTES: usize = 1 << 20;
+
+/// A fact that must outlive the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Entry {
+    /// The number of this start of the daemon; the highest counts.
+    Incarnation(u64),
+    /// A verb evicted a shard: its records of at most that sequence stay dead, wherever they come up again.
+    Evicted {
+        /// The shard.
+        key: ShardKey,
+        /// The highest sequence that the verb covered.
+        up_to_sequence: u64,
+    },
+}
+
+/// What the entries so far amount to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub(super) incarnation: u64,
+    pub(super) evicted: BTreeMap<ShardKey, u64>,
+}
+
+impl Facts {
+    pub(super) fn apply(&mut self, entry: &Entry) {
+        match *entry {
+            Entry::Incarnation(n) => self.incarnation = self.incarnation.max(n),
+            Entry::Evicted { key, up_to_sequence } => {
+                let sequence = self.evicted.entry(key).or_default();
+                *sequence = (*sequence).max(up_to_sequence);
+            }
+        }
+    }
+
+    /// The entries of a snapshot.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let evicted = self.evicted.iter().map(|(&key, &up_to_sequence)| Entry::Evicted { key, up_to_sequence });
+        std::iter::once(Entry::Incarnation(self.incarnation)).chain(evicted)
+    }
+}
+
+/// Why a journal cannot be used by this build. The file is left as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Newer {
+    #[error("it has version {0}, this build knows up to {VERSION}")]
+    Version(u32),
+    #[error("it has an entry of kind {kind} at byte {offset}, which this build does not know")]
+    Kind { kind: u8, offset: usize },
+}
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
+    pub(super) facts: Facts,
+    /// Where the last frame ends before which all is whole.
+    pub(super) whole_bytes: usize,
+    /// Where the first damage lies, if something after it is whole: then it is no torn tail.
+    pub(super) damaged_at: Option<usize>,
+}
+
+pub(super) fn encode_header() -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES);
+    Writer(&mut out).raw(&MAGIC).u32(VERSION);
+    let crc = crc64(&out);
+    Writer(&mut out).u64(crc);
+    out
+}
+
+/// One frame of `entries`, of which there are few enough for [`MAX_FRAME_BYTES`].
+pub(super) fn encode_frame(entries: &[Entry]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(entries.len() * MAX_ENTRY_BYTES);
+    for entry in entries {
+        let mut writer = Writer(&mut body);
+        match entry {
+            Entry::Incarnation(n) => writer.u8(KIND_INCARNATION).u16(8).u64(*n),
+            Entry::Evicted { key, up_to_sequence } => {
+                writer.u8(KIND_EVICTED).u16(66 + 8).key(key).u64(*up_to_sequence)
+            }
+        };
+    }
+    let mut frame = Vec::with_capacity(body.len() + 12);
+    let len = u32::try_from(body.len()).expect("a frame is shorter than MAX_FRAME_BYTES");
+    Writer(&mut frame).u32(len).raw(&body);
+    let crc = crc64(&frame);
+    Writer(&mut frame).u64(crc);
+    frame
+}
+
+/// Reads a whole file. What cannot be read is skipped and told; entries after it still count, since a fact applied
+/// without its neighbors is still a fact.
+pub(super) fn parse(file: &[u8]) -> Result<Parsed, Newer> {
+    let mut parsed = Parsed::default();
+    let mut at = match check_header(file) {
+        Ok(VERSION) => HEADER_BYTES,
+        Ok(version) => return Err(Newer::Version(version)),
+        Err(_) => 0,
+    };
+    parsed.whole_bytes = at;
+    let mut bad = (at == 0).then_some(0);
+    parsed.damaged_at = bad;
+    while at < file.len() {
+        match frame_at(&file[at..]) {
+            Some(body) => {
+                apply_body(&mut parsed.facts, body, at)?;
+                at += body.len() + 12;
+                parsed.damaged_at = bad;
+                if bad.is_none() {
+                    parsed.whole_bytes = at;
+                }
+            }
+            None => {
+                bad = bad.or(Some(at));
+                at += 1;
+            }
+        }
+    }
+    Ok(parsed)
+}
+
+fn check_header(file: &[u8]) -> Result<u32, Malformed> {
+    let mut reader = Reader(file);
+    let head = reader.raw(12)?;
+    if reader.u64()? != crc64(head) || !head.starts_with(&MAGIC) {
+        return Err(Malformed("no journal header"));
+    }
+    Reader(&head[8..]).u32()
+}
+
+/// The entries of the frame that starts here, if a whole one does.
+fn frame_at(bytes: &[u8]) -> Option<&[u8]> {
+    let len = usize::try_from(Reader(bytes).u32().ok()?).ok()?;
+    if len == 0 || len > MAX_FRAME_BYTES {
+        return None;
+    }
+    let (framed, rest) = bytes.split_at_checked(4 + len)?;
+    (Reader(rest).u64().ok()? == crc64(framed)).then_some(&framed[4..])
+}
+
+fn apply_body(facts: &mut Facts, body: &[u8], offset: usize) -> Result<(), Newer> {
+    let mut reader = Reader(body);
+    while !reader.0.is_empty() {
+        let entry = entry(&mut reader).map_err(|kind| Newer::Kind { kind, offset })?;
+        facts.apply(&entry);
+    }
+    Ok(())
+}
+
+/// One entry, or the kind that is not understood: under a right checksum, only a newer build writes those.
+fn entry(reader: &mut Reader<'_>) -> Result<Entry, u8> {
+    let kind = reader.u8().map_err(|_| 0)?;
+    let len = reader.u16().map_err(|_| kind)?;
+    let mut payload = Reader(reader.raw(usize::from(len)).map_err(|_| kind)?);
+    let entry = match kind {
+        KIND_INCARNATION => payload.u64().map(Entry::Incarnation),
+        KIND_EVICTED => payload
+            .key()
+            .and_then(|key| payload.u64().map(|up_to_sequence| Entry::Evicted { key, up_to_sequence })),
+        _ => return Err(kind),
+    };
+    if payload.0.is_empty() { entry.map_err(|_| kind) } else { Err(kind) }
+}

@@ -1,0 +1,247 @@
+//! The control journal: the few facts that must survive a restart even if every cached byte is lost.
+//!
+//! *Invariants*: [`Journal::append`] returns only when its entries are durable, all or none of them. A torn tail (a crash
+//! within an append that never returned) is cut. Damage before the tail never goes unnoticed: the file is kept aside as
+//! `journal.corrupt-N`, what can be read of it counts, and [`JournalState::damaged`] tells the daemon that evictions may
+//! be missing. A file of a newer build is refused, never wiped.
+//! *Bounds*: [`MAX_EVICTED`] keys, one frame per append; a file of at most [`COMPACT_FACTOR`] times its live entries.
+//! *Lock order*: one mutex, held across the write: appends are rare and follow each other.
+
+mod format;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use kvtier_types::ShardKey;
+use parking_lot::Mutex;
+
+use crate::lock::{DirLock, lock_dir};
+use crate::store::{StorageError, io_error};
+
+pub use format::Entry;
+use format::{Facts, MAX_ENTRY_BYTES, MAX_FRAME_BYTES, encode_frame, encode_header, parse};
+
+/// Most keys that may be evicted by verb and not yet gone from every tier: 80 MB of journal.
+pub const MAX_EVICTED: usize = 1 << 20;
+/// The file is rewritten when it is this many times larger than a snapshot.
+pub const COMPACT_FACTOR: u64 = 4;
+/// A file smaller than this is left alone.
+const COMPACT_MIN_BYTES: u64 = 256 << 10;
+/// Entries in one append at most.
+pub const MAX_BATCH: usize = MAX_FRAME_BYTES / MAX_ENTRY_BYTES;
+
+const FILE: &str = "journal";
+const NEW_FILE: &str = "journal.new";
+const LOCK_FILE: &str = "journal.lock";
+/// Damaged files kept aside; beyond that the last one is overwritten.
+const MAX_CORRUPT_FILES: u32 = 100;
+
+/// What the journal said at open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JournalState {
+    /// The highest incarnation journaled, zero when there is none.
+    pub incarnation: u64,
+    /// Keys evicted by verb, with the highest sequence covered.
+    pub evicted: BTreeMap<ShardKey, u64>,
+    /// Entries were lost: records that were evicted by verb may come back, so tiers should be wiped.
+    pub damaged: bool,
+    /// There was no journal: the first start, or someone removed it.
+    pub created: bool,
+    /// What was cut or kept aside, for the log.
+    pub notes: Vec<String>,
+}
+
+/// The open journal. Its calls block on the disk.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    inner: Mutex<Inner>,
+    _lock: DirLock,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    bytes: u64,
+    facts: Facts,
+    /// Set when what lies at the file's end is unknown.
+    poison: Option<String>,
+}
+
+impl Journal {
+    /// Opens or creates the journal in `dir`, which is created (mode 0700) if need be.
+    ///
+    /// # Errors
+    /// [`StorageError::Open`]: another process has it, or a newer build wrote it. [`StorageError::Io`].
+    pub fn open(dir: &Path) -> Result<(Self, JournalState), StorageError> {
+        let lock = lock_dir(dir, LOCK_FILE)?;
+        let path = dir.join(FILE);
+        let mut state = JournalState::default();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                state.created = true;
+                encode_header()
+            }
+            Err(error) => return Err(io_error("read", &path, error)),
+        };
+        let parsed = parse(&bytes)
+            .map_err(|newer| StorageError::Open { what: path.display().to_string(), reason: newer.to_string() })?;
+        if let Some(offset) = parsed.damaged_at {
+            let aside = set_aside(dir, &path)?;
+            state.damaged = true;
+            state.notes.push(format!(
+                "{}: damaged at byte {offset}, entries are lost; kept as {}",
+                path.display(),
+                aside.display()
+            ));
+        } else if parsed.whole_bytes < bytes.len() {
+            let cut = bytes.len() - parsed.whole_bytes;
+            state.notes.push(format!("{}: cut a torn tail of {cut} bytes", path.display()));
+        }
+        // A snapshot at every open: it cuts, compacts, and shows at once whether the directory can be written to.
+        let (file, bytes) = NewFile::write(dir, &parsed.facts)?.install(dir)?;
+        state.incarnation = parsed.facts.incarnation;
+        state.evicted = parsed.facts.evicted.clone();
+        let inner = Inner { file, bytes, facts: parsed.facts, poison: None };
+        Ok((Self { dir: dir.to_owned(), inner: Mutex::new(inner), _lock: lock }, state))
+    }
+
+    /// Makes the entries durable, all or none.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`]: more than [`MAX_BATCH`] entries. [`StorageError::Full`]: more than [`MAX_EVICTED`] keys.
+    /// [`StorageError::Io`]: they may or may not be durable, and from then on [`StorageError::Poisoned`].
+    pub fn append(&self, entries: &[Entry]) -> Result<(), StorageError> {
+        let mut inner = self.inner.lock();
+        if let Some(reason) = &inner.poison {
+            return Err(StorageError::Poisoned { reason: reason.clone() });
+        }
+        if entries.len() > MAX_BATCH {
+            return Err(StorageError::Refused { what: format!("{} entries, the most is {MAX_BATCH}", entries.len()) });
+        }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let more = entries.iter().filter(|e| matches!(e, Entry::Evicted { key, .. } if !inner.facts.evicted.contains_key(key)));
+        if inner.facts.evicted.len() + more.count() > MAX_EVICTED {
+            return Err(StorageError::Full);
+        }
+        let frame = encode_frame(entries);
+        let written = inner.file.write_all(&frame).and_then(|()| inner.file.sync_data());
+        if let Err(error) = written {
+            let error = io_error("append to", &self.dir.join(FILE), error);
+            inner.poison = Some(error.to_string());
+            return Err(error);
+        }
+        inner.bytes += frame.len() as u64;
+        entries.iter().for_each(|entry| inner.facts.apply(entry));
+        if inner.bytes > COMPACT_MIN_BYTES && inner.bytes > COMPACT_FACTOR * snapshot_bytes(&inner.facts) {
+            let facts = inner.facts.clone();
+            if let Err(error) = self.replace(&mut inner, facts) {
+                // The entries are durable all the same.
+                tracing::error!(%error, "journal: compaction failed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops evictions for which `keep` says no: no tier holds such a record any more. Durable on return.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`], [`StorageError::Poisoned`].
+    pub fn retain_evicted(&self, mut keep: impl FnMut(&ShardKey, u64) -> bool) -> Result<(), StorageError> {
+        let mut inner = self.inner.lock();
+        if let Some(reason) = &inner.poison {
+            return Err(StorageError::Poisoned { reason: reason.clone() });
+        }
+        let mut facts = inner.facts.clone();
+        facts.evicted.retain(|key, sequence| keep(key, *sequence));
+        if facts.evicted.len() < inner.facts.evicted.len() {
+            self.replace(&mut inner, facts)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.inner.lock().bytes
+    }
+
+    /// Puts a snapshot of `facts` in the place of the file. Until the rename, a failure changes nothing; after it, the
+    /// new file may or may not be the one that is read after a crash, so nothing can be appended to either.
+    fn replace(&self, inner: &mut Inner, facts: Facts) -> Result<(), StorageError> {
+        let new = NewFile::write(&self.dir, &facts)?;
+        match new.install(&self.dir) {
+            Ok((file, bytes)) => {
+                *inner = Inner { file, bytes, facts, poison: None };
+                Ok(())
+            }
+            Err(error) => {
+                inner.poison = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+}
+
+fn snapshot_bytes(facts: &Facts) -> u64 {
+    ((facts.evicted.len() + 1) * MAX_ENTRY_BYTES) as u64
+}
+
+/// A snapshot that is durable under its own name.
+struct NewFile {
+    file: File,
+    bytes: u64,
+}
+
+impl NewFile {
+    fn write(dir: &Path, facts: &Facts) -> Result<Self, StorageError> {
+        let new = dir.join(NEW_FILE);
+        let mut bytes = encode_header();
+        let entries: Vec<Entry> = facts.entries().collect();
+        for batch in entries.chunks(MAX_BATCH) {
+            bytes.extend(encode_frame(batch));
+        }
+        let write = || {
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            Ok(file)
+        };
+        let file = write().map_err(|error| io_error("write", &new, error))?;
+        Ok(Self { file, bytes: bytes.len() as u64 })
+    }
+
+    fn install(self, dir: &Path) -> Result<(File, u64), StorageError> {
+        let path = dir.join(FILE);
+        let renamed = std::fs::rename(dir.join(NEW_FILE), &path).and_then(|()| File::open(dir)?.sync_all());
+        renamed.map_err(|error| io_error("replace", &path, error))?;
+        Ok((self.file, self.bytes))
+    }
+}
+
+/// Keeps a damaged journal under the first free name. It is copied, so that a crash before the next snapshot is in its
+/// place finds the damage again.
+fn set_aside(dir: &Path, path: &Path) -> Result<PathBuf, StorageError> {
+    let name = |n: u32| dir.join(format!("{FILE}.corrupt-{n}"));
+    let free = (0..MAX_CORRUPT_FILES - 1).map(name).find(|aside| !aside.exists());
+    let aside = free.unwrap_or_else(|| name(MAX_CORRUPT_FILES - 1));
+    let copy = || {
+        let mut bytes = Vec::new();
+        File::open(path)?.read_to_end(&mut bytes)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
+    };
+    copy().map_err(|error| io_error("keep a damaged journal as", &aside, error))?;
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests;
