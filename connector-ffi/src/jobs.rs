@@ -8,7 +8,7 @@
 //! `max_inflight` jobs that nobody has collected yet. A thread waits for the daemon only to map an extent.
 //!
 //! # Lock order
-//! queue, then a job's progress; the gate and the job table are leaves.
+//! queue, then a job's progress, then the report queue; the gate and the job table are leaves.
 
 pub mod job;
 
@@ -275,7 +275,13 @@ impl Inner {
 
     /// Counts and reports a job, once, when it is over.
     fn settle(&self, job: &Job) {
-        let Some(fates) = job.take_report() else { return };
+        job.report_once(|fates| {
+            self.count(job, fates);
+            self.report(job, fates);
+        });
+    }
+
+    fn count(&self, job: &Job, fates: &[Fate]) {
         let counters = &self.shared.counters;
         let (done, corrupt, lost, bytes) = match job.kind {
             Kind::Load { .. } => {
@@ -283,7 +289,7 @@ impl Inner {
             }
             Kind::Save => (&counters.saves_done, &counters.saves_lost, &counters.saves_lost, &counters.save_bytes),
         };
-        for (transfer, fate) in job.transfers.iter().zip(&fates) {
+        for (transfer, fate) in job.transfers.iter().zip(fates) {
             match fate {
                 Fate::Done => {
                     done.one();
@@ -293,10 +299,13 @@ impl Inner {
                 Fate::Open | Fate::Lost | Fate::Cancelled => lost.one(),
             }
         }
+    }
+
+    fn report(&self, job: &Job, fates: &[Fate]) {
         let with_fates = job.transfers.iter().zip(fates);
         match &job.kind {
             Kind::Load { request_id } => {
-                let frames: Vec<_> = with_fates.filter_map(|(transfer, fate)| loaded(transfer, fate)).collect();
+                let frames: Vec<_> = with_fates.filter_map(|(transfer, fate)| loaded(transfer, *fate)).collect();
                 if !frames.is_empty() {
                     let request_id = request_id.clone();
                     self.shared.reports.push(Report::Loads { epoch: job.epoch, request_id, frames });
@@ -304,7 +313,7 @@ impl Inner {
             }
             Kind::Save => {
                 let unwritten: Vec<_> =
-                    with_fates.filter(|(_, fate)| *fate != Fate::Done).map(|(transfer, _)| transfer.frame).collect();
+                    with_fates.filter(|(_, fate)| **fate != Fate::Done).map(|(transfer, _)| transfer.frame).collect();
                 self.shared.reports.abandon(job.epoch, &unwritten);
             }
         }

@@ -85,7 +85,7 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     Ok(node)
 }
 
-/// Feeds recovered records to the core, oldest first, but for those that were evicted.
+/// Feeds recovered records to the core, but for those that were evicted.
 fn recover(
     core: &mut Core,
     stores: &Stores,
@@ -94,7 +94,8 @@ fn recover(
     tombstones: &Tombstones,
     kept: &mut Tombstones,
 ) {
-    records.sort_by_key(|(meta, _)| meta.sequence);
+    // Parents before their children, and of one key the oldest first.
+    records.sort_by_key(|(meta, _)| (meta.depth_blocks, meta.sequence));
     for (meta, at) in records {
         match tombstones.get(&meta.key) {
             Some(up_to) if meta.sequence <= *up_to => {

@@ -1,7 +1,7 @@
 //! The catalog: every shard this node knows, by key; the prefix tree between them; and which may go.
 //!
-//! Keys are interned once into a `u32` slab by a fixed-seed table. An entry without replicas stays while it has
-//! resident children, so that the tree under it keeps its shape; then it goes.
+//! Keys are interned once into a `u32` slab by a fixed-seed table. An entry without replicas stays while others name it
+//! as their parent, so that the tree under it keeps its shape; then it goes.
 
 use hashbrown::HashTable;
 use kvtier_types::{BlockKey, LayoutId, Location, NamespaceId, TenantId, Tier};
@@ -114,6 +114,9 @@ impl Catalog {
 
     pub(crate) fn insert(&mut self, entry: Entry) -> BlockId {
         let hashed = hash(&entry.key, entry.layout, entry.shard);
+        if let Some(parent) = entry.parent {
+            self.slab[parent.0 as usize].as_mut().expect("a parent is present when its child comes").links += 1;
+        }
         let at = self.free.pop().unwrap_or_else(|| {
             self.slab.push(None);
             u32::try_from(self.slab.len() - 1).expect("fewer than four billion blocks")
@@ -151,26 +154,38 @@ impl Catalog {
         let count = &mut entry.children[child_index(tier)];
         *count = count.checked_add_signed(by).expect("as many children leave as came");
         self.rank(parent);
-        if by < 0 {
-            self.drop_if_empty(parent);
-        }
     }
 
+    /// Drops an entry that holds nothing, then its ancestors that were kept for its sake. Returns whether it remains.
     fn drop_if_empty(&mut self, id: BlockId) -> bool {
-        let entry = self.get(id);
-        let held = entry.in_use() || entry.host.is_some() || entry.disk.is_some() || entry.object.is_some();
-        if held || entry.children != [0; 3] || entry.flags.has(Flags::QUEUED) {
+        if !self.is_empty(id) {
             return true;
         }
-        let hashed = hash(&entry.key, entry.layout, entry.shard);
-        if let Ok(found) = self.index.find_entry(hashed, |&at| at == id.0) {
+        let mut next = Some(id);
+        while let Some(id) = next.filter(|id| self.is_empty(*id)) {
+            next = self.remove(id);
+        }
+        false
+    }
+
+    fn is_empty(&self, id: BlockId) -> bool {
+        let entry = self.get(id);
+        let held = entry.in_use() || entry.host.is_some() || entry.disk.is_some() || entry.object.is_some();
+        !held && entry.links == 0 && !entry.flags.has(Flags::QUEUED)
+    }
+
+    /// Removes an entry and returns its parent.
+    fn remove(&mut self, id: BlockId) -> Option<BlockId> {
+        let entry = self.slab[id.0 as usize].take().expect("checked by the caller");
+        if let Ok(found) = self.index.find_entry(hash(&entry.key, entry.layout, entry.shard), |&at| at == id.0) {
             found.remove();
         }
-        let entry = self.slab[id.0 as usize].take().expect("present above");
         self.free.push(id.0);
         self.scopes.release(entry.scope);
         self.programs.release(entry.program);
-        false
+        let parent = entry.parent?;
+        self.slab[parent.0 as usize].as_mut().expect("a parent outlives its children").links -= 1;
+        Some(parent)
     }
 
     fn rank(&mut self, id: BlockId) {

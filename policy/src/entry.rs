@@ -64,6 +64,8 @@ pub(crate) struct Entry {
     pub(crate) parent: Option<BlockId>,
     /// Children resident in host memory, on disk, in the object store.
     pub(crate) children: [u32; 3],
+    /// Entries that name this one as their parent: it stays as long as they do.
+    pub(crate) links: u32,
     pub(crate) scope: u32,
     pub(crate) program: u32,
     /// The engine that reserved it.

@@ -150,13 +150,13 @@ impl Job {
         }
     }
 
-    /// The fates, once, to the first who asks after the job is over.
-    pub fn take_report(&self) -> Option<Vec<Fate>> {
+    /// Reports the fates of a job that is over, once. Whoever calls this after the job is over returns only when the
+    /// report is made, by itself or by another: `report` runs under the job's lock.
+    pub fn report_once(&self, report: impl FnOnce(&[Fate])) {
         let mut progress = self.progress.lock();
-        if !progress.is_over() || std::mem::replace(&mut progress.reported, true) {
-            return None;
+        if progress.is_over() && !std::mem::replace(&mut progress.reported, true) {
+            report(&progress.fates);
         }
-        Some(progress.fates.clone())
     }
 
     /// Waits until the job is over, at most until `until`; then its fates.
@@ -210,11 +210,14 @@ mod tests {
         assert_eq!(job.claim(now), None);
         job.finish(1, Fate::Done);
         assert_eq!(job.wait(now), None);
-        assert_eq!(job.take_report(), None);
+        let mut reports = 0;
+        job.report_once(|_| reports += 1);
+        assert_eq!(reports, 0);
         job.finish(0, Fate::Corrupt);
         assert_eq!(job.wait(now), Some(vec![Fate::Corrupt, Fate::Done]));
-        assert!(job.take_report().is_some());
-        assert_eq!(job.take_report(), None, "reported once");
+        job.report_once(|_| reports += 1);
+        job.report_once(|_| reports += 1);
+        assert_eq!(reports, 1);
     }
 
     #[test]

@@ -167,7 +167,6 @@ fn what_is_saved_is_sealed_and_loads_again() {
     let mut bytes = vec![10; BLOCK / 2];
     bytes.extend([11; BLOCK / 2]);
     let sum_one = kvtier_memory::checksum::checksum(&bytes);
-    println!("{seals:?} {sum_one} {:?}", { let mut b = vec![0; 8192]; pin.copy_out(&mut b); (b == bytes, kvtier_memory::checksum::checksum(&b), b[0], b[4095], b[4096]) });
     assert!(seals.contains(&(sum_one, false)), "layer by layer in the frame of {} bytes", pin.len());
     let sum_two = seals.iter().map(|(sum, _)| *sum).find(|sum| *sum != sum_one).unwrap();
     assert_eq!(rig.run(load(), vec![transfer(one, sum_one, 5), transfer(two, sum_two, 6)]), [Fate::Done; 2]);

@@ -43,7 +43,7 @@ unsafe fn tee_avx(src: *const u8, bounce: &mut [u8], dst: *mut u8) {
         // SAFETY: the first half of a line inside the destination, aligned as the line is.
         unsafe { _mm256_stream_si256(to, low) };
         // SAFETY: the second half.
-        unsafe { _mm256_stream_si256(to.wrapping_add(1), low) };
+        unsafe { _mm256_stream_si256(to.wrapping_add(1), high) };
     }
 }
 

@@ -338,6 +338,7 @@ impl Core {
             object: None,
             parent,
             children: [0; 3],
+            links: 0,
             scope: self.catalog.scopes.acquire(&scope),
             program: self.catalog.programs.acquire(&meta.hints.program_id),
             engine: 0,

@@ -152,6 +152,7 @@ impl Core {
             object: None,
             parent: None,
             children: [0; 3],
+            links: 0,
             scope: batch.scope,
             program: batch.program,
             engine: batch.engine,
