@@ -10,7 +10,7 @@ help: ## these lines
 deps: ## install what is missing to build and test
 	@bash scripts/install-deps.sh
 
-demo: deps ## kvtierd and real vLLM on this machine: a restarted engine finds its prefix in the cache
+demo: deps ## kvtierd and real vLLM on this machine: hits across kill -9, a flipped byte, changed weights
 	@bash scripts/demo.sh
 
 run: deps ## kvtierd in the foreground, with CONFIG=file.toml or a small config of its own

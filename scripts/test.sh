@@ -2,7 +2,7 @@
 # Every test of this repository, and one closing line: N passed, N failed, N skipped.
 #
 #   KVTIER_SKIP=s3,vllm make test     does without the S3 server or without vLLM; what was skipped is said
-#   scripts/test.sh rust c            only these suites, of: rust c python vllm
+#   scripts/test.sh rust python       only these suites, of: rust (with the C test) python vllm
 #
 # A suite writes RESULTS/<suite>.log (and .xml), its exit code to .rc; scripts/summarize.py counts.
 set -uo pipefail
@@ -11,7 +11,7 @@ set -uo pipefail
 RESULTS=$TARGET/test-results
 rm -rf "$RESULTS"
 mkdir -p "$RESULTS"
-SUITES=${*:-rust c python vllm}
+SUITES=${*:-rust python vllm}
 S3_DIR=
 
 cleanup() {
@@ -61,12 +61,6 @@ rust() {
   fi
 }
 
-c() {
-  skipped c && { skip c "KVTIER_SKIP"; return; }
-  [ -f connector-ffi/tests/c/run.sh ] || { skip c "connector-ffi/tests/c/run.sh is not there"; return; }
-  suite c bash connector-ffi/tests/c/run.sh
-}
-
 python_() {
   skipped vllm && { skip python "KVTIER_SKIP"; return; }
   need_vllm || { broken python "the vLLM environment could not be made; KVTIER_SKIP=vllm does without"; return; }
@@ -90,10 +84,9 @@ for name in $SUITES; do
   case $name in
     # What the later suites open is built first: a failed build fails here.
     rust) rust ;;
-    c) c ;;
     python) python_ ;;
     vllm) vllm ;;
-    *) die "no such suite: $name (rust c python vllm)" ;;
+    *) die "no such suite: $name (rust python vllm)" ;;
   esac
 done
 python3 scripts/summarize.py "$RESULTS"

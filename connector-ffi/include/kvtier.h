@@ -210,8 +210,21 @@ extern "C" {
 // Version of the interface this library has: `KVTIER_ABI_VERSION`.
 uint32_t kvtier_abi_version(void);
 
-// Opens a session described by a JSON text (see `docs/` for its fields; unknown ones are refused). Never waits for the
-// daemon: attaching goes on in the background. On an error, `err` (of `err_cap` bytes, may be null) says what is wrong.
+// Opens a session described by a JSON text; unknown fields are refused:
+//
+// ```text
+// {"socket": "/run/kvtier/kvtierd.sock", "engine_id": "...", "role": "scheduler" | "worker", "rank": 0, "shard": 0,
+//  "namespace": {"model", "weights_digest", "kv_dtype", "quantization", "adapter_digest", "hash_algorithm", "hash_seed",
+//                "hash_block_tokens": 16, "revision"},
+//  "layout": {"attention_backend", "isa", "layout", "tensor_parallel": 1, "pipeline_parallel": 1,
+//             "prefill_context_parallel": 1, "decode_context_parallel": 1, "shards": 1,
+//             "groups": [{"kind": "full" | "sliding_window" | "mla" | "state", "window_tokens": 0, "block_tokens": 16,
+//                         "layers": [".."]}], "block_bytes": [65536]},
+//  "call_timeout_ms": 2000, "copy_threads": 1, "max_inflight": 256}
+// ```
+//
+// Never waits for the daemon: attaching goes on in the background. On an error, `err` (of `err_cap` bytes, may be null)
+// says what is wrong.
 //
 // # Safety
 // `spec_json` is a NUL-terminated string; `out_session` has room for a pointer; `err` is null or has room for `err_cap`

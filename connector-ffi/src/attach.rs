@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use kvtier_proto::v1::attach_event::Event;
@@ -188,6 +189,7 @@ fn checked(
         client,
         fd_socket: PathBuf::from(&attached.fd_socket),
         told: Mutex::new(*keys.id()),
+        silent: AtomicBool::new(false),
     };
     let (shortest, longest) = HEARTBEAT_RANGE;
     let heartbeat = Duration::from_millis(attached.heartbeat_ms.into()).clamp(shortest, longest);
@@ -214,11 +216,17 @@ async fn beat(
 ) -> Option<Ended> {
     let request = v1::HeartbeatRequest { attachment: attachment.token_bytes() };
     match timeout(shared.spec.call_timeout, client.heartbeat(request)).await {
-        Ok(Ok(_)) => *missed = 0,
+        Ok(Ok(_)) => {
+            attachment.heard(true);
+            *missed = 0;
+        }
         Ok(Err(status)) if status.code() != Code::DeadlineExceeded => {
             return Some(Ended::absent(format!("heartbeat: {}", status.message())));
         }
-        Ok(Err(_)) | Err(_) => *missed += 1,
+        Ok(Err(_)) | Err(_) => {
+            attachment.heard(false);
+            *missed += 1;
+        }
     }
     (*missed > MISSED_HEARTBEATS).then(|| Ended::absent("the daemon does not answer heartbeats"))
 }

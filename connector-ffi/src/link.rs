@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use kvtier_proto::v1::engine_client::EngineClient;
@@ -29,9 +30,16 @@ pub struct Attachment {
     pub fd_socket: PathBuf,
     /// The namespace the daemon knows this engine to be in.
     pub told: Mutex<NamespaceId>,
+    /// Whether the daemon owes an answer: until it gives one, nobody waits for it again.
+    pub silent: AtomicBool,
 }
 
 impl Attachment {
+    /// The daemon did, or did not, answer in time.
+    pub fn heard(&self, answered: bool) {
+        self.silent.store(!answered, Ordering::Relaxed);
+    }
+
     /// The token as a message field.
     #[must_use]
     pub fn token_bytes(&self) -> Bytes {
@@ -80,10 +88,11 @@ impl Link {
         self.inner.read().attachment.clone()
     }
 
-    /// The living attachment, if the daemon has been told that the engine is in `namespace`.
+    /// The living attachment, if the daemon answers and has been told that the engine is in `namespace`.
     #[must_use]
     pub fn current_in(&self, namespace: &NamespaceId) -> Option<Arc<Attachment>> {
-        self.current().filter(|attachment| *attachment.told.lock() == *namespace)
+        let ready = |a: &Arc<Attachment>| !a.silent.load(Ordering::Relaxed) && *a.told.lock() == *namespace;
+        self.current().filter(ready)
     }
 
     /// Epoch of the living attachment.

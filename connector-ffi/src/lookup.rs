@@ -4,6 +4,9 @@
 //! Blocks asked for in one lookup: [`MAX_BLOCK_SHARDS`] over all groups and shards, so that a reply fits a message; a
 //! longer prefix is looked up as far as that.
 //!
+//! After a lookup's deadline passed without an answer, further ones are zero at once until the daemon answers anything: a
+//! stalled daemon delays one request, not each.
+//!
 //! # Cancellation
 //! A call is never cancelled halfway: a lease could be left behind. It ends with its reply or its timeout.
 
@@ -150,7 +153,12 @@ impl Lookups {
     fn answer(&self, shared: &Shared, request_id: &str) -> Poll {
         let (poll, voided) = self.table.lock().poll(request_id, shared.link.epoch(), Instant::now());
         match voided {
-            Some(Voided::Expired) => shared.counters.lookups_expired.one(),
+            Some(Voided::Expired) => {
+                shared.counters.lookups_expired.one();
+                if let Some(attachment) = shared.link.current() {
+                    attachment.heard(false);
+                }
+            }
             Some(Voided::Detached) => shared.counters.lookups_voided.one(),
             None => {}
         }
@@ -204,7 +212,9 @@ impl Call {
         let request = request(&self.attachment, query, &asked, remaining);
         let mut client = self.attachment.client.clone();
         let limit = remaining + self.shared.spec.call_timeout;
-        let reply = tokio::time::timeout(limit, client.lookup(request)).await.ok()?.ok()?;
+        let reply = tokio::time::timeout(limit, client.lookup(request)).await.ok()?;
+        self.attachment.heard(true);
+        let reply = reply.ok()?;
         Answer::check(asked, reply.into_inner(), layout).ok()
     }
 }

@@ -32,6 +32,8 @@ use crate::{attach, report};
 const RUNTIME_THREADS: usize = 2;
 /// What closing the runtime may take when the caller's time is used up.
 const MIN_SHUTDOWN: Duration = Duration::from_millis(20);
+/// What closing the runtime may take at most: its tasks only wait for sockets, and are dropped there.
+const MAX_SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// An open session.
 #[derive(Debug)]
@@ -112,12 +114,7 @@ impl Session {
 
     /// Frames of an answered lookup for blocks of one group and shard.
     #[must_use]
-    pub fn lookup_frames(
-        &self,
-        request_id: &str,
-        group_shard: (u32, u32),
-        blocks: std::ops::Range<u32>,
-    ) -> FramesPoll {
+    pub fn lookup_frames(&self, request_id: &str, group_shard: (u32, u32), blocks: std::ops::Range<u32>) -> FramesPoll {
         self.lookups.frames(&self.shared, request_id, group_shard, blocks)
     }
 
@@ -200,9 +197,6 @@ impl Session {
         runtime.shutdown_timeout(until.saturating_duration_since(Instant::now()).clamp(MIN_SHUTDOWN, MAX_SHUTDOWN));
     }
 }
-
-/// What closing the runtime may take at most: its tasks only wait for sockets, and are dropped there.
-const MAX_SHUTDOWN: Duration = Duration::from_secs(1);
 
 impl Drop for Session {
     fn drop(&mut self) {

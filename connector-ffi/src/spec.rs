@@ -253,7 +253,10 @@ fn group(json: JsonGroup) -> Result<GroupSpec, Error> {
         }
     };
     if json.layers.len() > MAX_LAYERS {
-        return Err(Error::invalid(format!("a group has {} layers, at most {MAX_LAYERS} are allowed", json.layers.len())));
+        return Err(Error::invalid(format!(
+            "a group has {} layers, at most {MAX_LAYERS} are allowed",
+            json.layers.len()
+        )));
     }
     json.layers.iter().try_for_each(|layer| bounded("layout.groups.layers", layer))?;
     Ok(GroupSpec { kind, block_tokens: json.block_tokens, layers: json.layers })

@@ -68,7 +68,8 @@ fn hub_commit(path: &Path) -> Option<String> {
             _ => None,
         })
         .collect();
-    let is_commit = |name: &str| name.len() == 40 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_commit =
+        |name: &str| name.len() == 40 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let at = names.windows(2).rposition(|pair| pair[0] == "snapshots" && is_commit(pair[1]))?;
     Some(format!("hub:{}", names[at + 1..].join("/")))
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// The directory of `libkvtier.so`: that of this test, or its parent.
 fn library_dir() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
+    let test = std::env::current_exe().expect("a test has a path");
     let dirs = test.ancestors().skip(1).take(2);
     dirs.map(Path::to_path_buf).find(|dir| dir.join("libkvtier.so").exists()).expect("cargo built libkvtier.so")
 }

@@ -16,5 +16,8 @@ fn the_header_is_generated_from_the_code() {
         std::fs::write(&path, &generated).unwrap();
     }
     let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(checked_in == generated, "kvtier.h is stale: run UPDATE_HEADER=1 cargo test -p kvtier-connector-ffi --test header");
+    assert!(
+        checked_in == generated,
+        "kvtier.h is stale: run UPDATE_HEADER=1 cargo test -p kvtier-connector-ffi --test header"
+    );
 }

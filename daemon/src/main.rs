@@ -1,4 +1,5 @@
 //! `kvtierd`: serves a node's KV-cache tiers.
+#![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;

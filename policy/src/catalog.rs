@@ -214,12 +214,8 @@ impl Catalog {
 
     /// Entries from slab index `from` on.
     pub(crate) fn iter_from(&self, from: u32) -> impl Iterator<Item = (BlockId, &Entry)> {
-        let present = |(at, slot): (usize, &'_ Option<Entry>)| slot.as_ref().map(|_| at);
-        let slots = self.slab.iter().enumerate().skip(from as usize);
-        slots.filter_map(move |pair| present(pair)).map(|at| {
-            let id = BlockId(u32::try_from(at).expect("slab indices fit"));
-            (id, self.get(id))
-        })
+        let slots = (from..).zip(self.slab.iter().skip(from as usize));
+        slots.filter_map(|(at, slot)| slot.as_ref().map(|entry| (BlockId(at), entry)))
     }
 
     pub(crate) fn len(&self) -> usize {

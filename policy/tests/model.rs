@@ -270,7 +270,7 @@ impl World {
         let ledger = self.core.ledger();
         assert_eq!(ledger.rows().map(|(_, n)| n).sum::<u64>(), ledger.looked_up(), "the parts sum to the whole");
         assert!(self.core.tier_use(Tier::Host).bytes <= FRAMES * BLOCK, "capacity is never exceeded");
-        assert_eq!(self.core.tier_use(Tier::Disk).copies as usize, self.disk.len(), "the disk's records are all known");
+        assert_eq!(self.core.tier_use(Tier::Disk).copies, self.disk.len() as u64, "the disk's records are all known");
     }
 
     /// Ends everything that is under way, and lets everybody go: nothing may be left over.

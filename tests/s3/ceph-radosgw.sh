@@ -84,6 +84,7 @@ export KVTIER_TEST_S3=http://127.0.0.1:$2
 export KVTIER_TEST_S3_BUCKET=$BUCKET
 export KVTIER_TEST_S3_ACCESS_KEY=ak
 export KVTIER_TEST_S3_SECRET_KEY=sk
+export KVTIER_TEST_S3_RIG="$(realpath "$0") $1"
 C
 }
 

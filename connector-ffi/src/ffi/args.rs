@@ -41,10 +41,7 @@ pub(super) unsafe fn session(handle: *const Handle) -> Result<Arc<Session>, Erro
 ///
 /// # Safety
 /// `handle` is null or came from `kvtier_session_open`.
-pub(super) unsafe fn with_session(
-    handle: *const Handle,
-    body: impl FnOnce(&Session) -> Result<i32, Error>,
-) -> i32 {
+pub(super) unsafe fn with_session(handle: *const Handle, body: impl FnOnce(&Session) -> Result<i32, Error>) -> i32 {
     guarded(|| {
         // SAFETY: as this function's contract says.
         let session = unsafe { session(handle) }?;
@@ -68,11 +65,7 @@ pub(super) unsafe fn text<'a>(field: &str, text: *const c_char, max: usize) -> R
 ///
 /// # Safety
 /// As for [`text`].
-pub(super) unsafe fn optional_text<'a>(
-    field: &str,
-    text: *const c_char,
-    max: usize,
-) -> Result<Option<&'a str>, Error> {
+pub(super) unsafe fn optional_text<'a>(field: &str, text: *const c_char, max: usize) -> Result<Option<&'a str>, Error> {
     if text.is_null() {
         return Ok(None);
     }
@@ -207,8 +200,8 @@ pub(super) unsafe fn write_text(text: &str, buffer: *mut c_char, capacity: usize
     }
     // SAFETY: the two do not overlap, and there is room for `len` bytes and a NUL.
     unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), buffer.cast(), len) };
-    // SAFETY: as above.
-    unsafe { buffer.add(len).write(0) };
+    // SAFETY: as above: `len` is less than `capacity`.
+    unsafe { buffer.wrapping_add(len).write(0) };
     len == text.len()
 }
 

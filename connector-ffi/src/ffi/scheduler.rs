@@ -93,7 +93,6 @@ pub unsafe extern "C" fn kvtier_lookup_poll(
 /// # Safety
 /// `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string; `frames` has room for `count`.
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "plain arguments of the C interface")]
 pub unsafe extern "C" fn kvtier_lookup_frames(
     session: *mut Handle,
     request_id: *const c_char,

@@ -165,7 +165,8 @@ fn bad_lookups_are_refused() {
     let open = Open::new();
     let long = CString::new("x".repeat(2000)).unwrap();
     let hashes = [0; 64];
-    let cases: [(&str, fn(&mut LookupRequest)); 8] = [
+    type Change = fn(&mut LookupRequest);
+    let cases: [(&str, Change); 8] = [
         ("size", |r| r.size = 55),
         ("hash_len 15", |r| r.hash_len = 15),
         ("hash_len huge", |r| r.hash_len = u32::MAX),
@@ -201,7 +202,10 @@ fn without_a_daemon_a_lookup_is_zero_at_once_and_released_once() {
     assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 1000, &raw mut answer)), KVTIER_MISS);
     assert_eq!(c!(kvtier_lookup_submit(open.0, &lookup(&hashes, 3))), KVTIER_OK);
     assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 1000, &raw mut answer)), KVTIER_OK);
-    assert_eq!(answer, HitInfo { size: 24, tokens: 0, host_tokens: 0, disk_tokens: 0, object_tokens: 0, peer_tokens: 0 });
+    assert_eq!(
+        answer,
+        HitInfo { size: 24, tokens: 0, host_tokens: 0, disk_tokens: 0, object_tokens: 0, peer_tokens: 0 }
+    );
     let mut frames = [Frame { key: [1; 32], ..Frame::NONE }; 3];
     assert_eq!(c!(kvtier_lookup_frames(open.0, c"r".as_ptr(), 0, 0, 0, 3, frames.as_mut_ptr())), KVTIER_OK);
     assert_eq!(frames, [Frame::NONE; 3]);
@@ -246,8 +250,15 @@ fn without_a_daemon_a_reservation_is_busy() {
 #[test]
 fn bad_regions_and_jobs_are_refused() {
     let open = Open::new();
-    let good =
-        RegionInfo { size: 48, group: 0, base: 4096, span_bytes: 8192 * 4, block_stride: 8192, run_bytes: 8192, block_count: 4 };
+    let good = RegionInfo {
+        size: 48,
+        group: 0,
+        base: 4096,
+        span_bytes: 8192 * 4,
+        block_stride: 8192,
+        run_bytes: 8192,
+        block_count: 4,
+    };
     let register = |region: RegionInfo| c!(kvtier_register_regions(open.0, &raw const region, 1));
     assert_eq!(register(good), KVTIER_OK);
     for bad in [

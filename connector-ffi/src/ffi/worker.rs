@@ -59,7 +59,6 @@ fn region(wire: &RegionInfo) -> Result<(u32, Region), Error> {
 /// `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string; `transfers` points to `count`
 /// structs; `job` has room for one number. Until `kvtier_job_wait` answers `KVTIER_OK`, nobody else uses the blocks.
 #[unsafe(no_mangle)]
-#[expect(clippy::too_many_arguments, reason = "plain arguments of the C interface")]
 pub unsafe extern "C" fn kvtier_load_submit(
     session: *mut Handle,
     request_id: *const c_char,
@@ -92,8 +91,7 @@ pub unsafe extern "C" fn kvtier_save_submit(
     job: *mut u64,
 ) -> Status {
     // SAFETY: the caller's promise on `transfers` and `job`.
-    let body =
-        |session: &Session| unsafe { submit(session, Kind::Save, (transfers, count), deadline_ms, job) };
+    let body = |session: &Session| unsafe { submit(session, Kind::Save, (transfers, count), deadline_ms, job) };
     // SAFETY: the caller's promise on `session`.
     unsafe { with_session(session, body) }
 }

@@ -104,17 +104,8 @@ impl Job {
     /// A job of which nothing has begun.
     #[must_use]
     pub fn new(kind: Kind, transfers: Vec<Transfer>, regions: Arc<Regions>, epoch: u64, deadline: Instant) -> Self {
-        let progress =
-            Progress { next: 0, running: 0, fates: vec![Fate::Open; transfers.len()], reported: false };
-        Self {
-            kind,
-            transfers,
-            regions,
-            epoch,
-            deadline,
-            progress: Mutex::new(progress),
-            changed: Condvar::new(),
-        }
+        let progress = Progress { next: 0, running: 0, fates: vec![Fate::Open; transfers.len()], reported: false };
+        Self { kind, transfers, regions, epoch, deadline, progress: Mutex::new(progress), changed: Condvar::new() }
     }
 
     /// Claims the next transfer for a copy thread; `None` when there is none, or the deadline has passed.

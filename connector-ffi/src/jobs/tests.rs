@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use kvtier_memory::fdpass::{FdStatus, Grant, serve_one};
@@ -74,6 +75,7 @@ fn rig() -> Rig {
         client: EngineClient::new(channel),
         fd_socket: socket,
         told: Mutex::new(*shared.keys().id()),
+        silent: AtomicBool::new(false),
     };
     shared.link.attached(Arc::new(attachment), String::new());
     let jobs = Jobs::start(&shared).unwrap();

@@ -234,7 +234,8 @@ mod tests {
 
     #[test]
     fn replies_that_contradict_the_request_are_refused() {
-        let cases: [(&'static [u8], u64); 5] = [(&[1, 1], 2), (&[1, 2, 1], 3), (&[1, 2, 1], 5), (&[0, 2, 2], 0), (&[4, 2, 2], 0)];
+        let cases: [(&'static [u8], u64); 5] =
+            [(&[1, 1], 2), (&[1, 2, 1], 3), (&[1, 2, 1], 5), (&[0, 2, 2], 0), (&[4, 2, 2], 0)];
         for (states, frames) in cases {
             assert!(Grant::check(&wanted(3, 2), &reply(states, frames)).is_none(), "{states:?} {frames}");
         }

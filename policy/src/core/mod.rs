@@ -7,6 +7,7 @@ mod control;
 mod lookup;
 mod moves;
 mod session;
+mod settle;
 mod write;
 
 #[cfg(test)]
@@ -19,8 +20,9 @@ use kvtier_types::{Expect, Instant, Location, RecordMeta, ShardKey, Tier};
 use rustc_hash::FxHashMap;
 
 pub use control::{BlockView, EvictPlan, ReplicaView, TierUse};
-pub use lookup::{AnswerFrame, LoadReport, LoadResult, LookupAnswer, LookupRange, LookupRequest, RangeAnswer, ReleaseReport};
+pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};
 pub use moves::{MoveEnd, Reclaimed};
+pub use settle::{LoadReport, LoadResult, ReleaseReport};
 pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
 
 use crate::attachment::{Attachment, AttachmentId};

@@ -147,7 +147,10 @@ impl Core {
         let Some((block, movement)) = self.moves.remove(&id) else { return };
         match movement {
             Movement::Offload { to, sequence } => self.offload_ended(block, to, sequence, end),
-            Movement::Onboard { from, at, into } => self.onboard_moved(block, from, at, into, end),
+            Movement::Onboard { from, at, into } => {
+                self.fill_frame(block, into, end);
+                self.onboard_moved(block, from, at, end);
+            }
         }
         self.pump();
     }
@@ -186,8 +189,8 @@ impl Core {
         }
     }
 
-    fn onboard_moved(&mut self, id: BlockId, from: Tier, at: Location, into: FrameRef, end: MoveEnd) {
-        self.onboarding -= 1;
+    /// Takes in the frame of an onboard, or gives it back.
+    fn fill_frame(&mut self, id: BlockId, into: FrameRef, end: MoveEnd) {
         let done = matches!(end, MoveEnd::Done(_));
         let counts = if done { &mut self.counts.moved } else { &mut self.counts.move_failures };
         counts[Tier::Host.index()] += 1;
@@ -197,6 +200,10 @@ impl Core {
             let bytes = u64::from(self.catalog.get(id).bytes);
             self.free_frame(into, bytes);
         }
+    }
+
+    fn onboard_moved(&mut self, id: BlockId, from: Tier, at: Location, end: MoveEnd) {
+        self.onboarding -= 1;
         if matches!(end, MoveEnd::Corrupt | MoveEnd::Gone) {
             self.lose_record(id, from, at, end);
             let entry = self.catalog.get(id);

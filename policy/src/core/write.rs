@@ -70,6 +70,8 @@ pub enum SealOutcome {
 
 /// What a batch of reservations has in common.
 struct Batch {
+    tick: u64,
+    expires: Instant,
     layout: u16,
     shards: u16,
     engine: u32,
@@ -85,17 +87,15 @@ impl Core {
     /// # Errors
     /// [`CoreError`] when the attachment or group is unknown or a bound is passed; nothing is reserved then.
     pub fn reserve(&mut self, now: Instant, request: &ReserveRequest) -> Result<Vec<Reservation>, CoreError> {
-        let batch = self.batch(request)?;
-        let tick = self.next_tick();
-        let expires = now + self.config.reserve_ttl;
+        let batch = self.batch(now, request)?;
         let mut parents: Vec<Option<BlockId>> = (0..batch.shards)
             .map(|shard| request.parent.as_ref().and_then(|p| self.catalog.find(p, batch.layout, shard)))
             .collect();
         let mut answers = Vec::with_capacity(request.keys.len());
         for (index, key) in request.keys.iter().enumerate() {
             let depth = request.first_block.saturating_add(u32::try_from(index).unwrap_or(u32::MAX));
-            let template = self.template(&batch, request, key, depth, tick);
-            let answer = self.reserve_block(&batch, &template, &parents, expires);
+            let template = template(&batch, request, key, depth);
+            let answer = self.reserve_block(&batch, &template, &parents);
             let slot = match &answer {
                 Reservation::Granted(_) => 0,
                 Reservation::Present => 1,
@@ -111,7 +111,7 @@ impl Core {
         Ok(answers)
     }
 
-    fn batch(&mut self, request: &ReserveRequest) -> Result<Batch, CoreError> {
+    fn batch(&mut self, now: Instant, request: &ReserveRequest) -> Result<Batch, CoreError> {
         let attachment = self.attached(request.attachment)?;
         let layout = &attachment.layout;
         let group = request.group as usize;
@@ -136,45 +136,12 @@ impl Core {
         let needs_ancestors = spec.kind.needs_ancestors();
         let scope = self.catalog.scopes.acquire(&scope);
         let program = self.catalog.programs.acquire(&request.hints.program_id);
-        Ok(Batch { layout: number, shards, engine, scope, program, bytes, needs_ancestors })
-    }
-
-    fn template(&self, batch: &Batch, request: &ReserveRequest, key: &BlockKey, depth: u32, tick: u64) -> Entry {
-        let mut flags = Flags::default();
-        flags.set(Flags::NEEDS_ANCESTORS, batch.needs_ancestors);
-        Entry {
-            key: *key,
-            checksum: 0,
-            sequence: 0,
-            touched: tick,
-            host: None,
-            disk: None,
-            object: None,
-            parent: None,
-            children: [0; 3],
-            links: 0,
-            scope: batch.scope,
-            program: batch.program,
-            engine: batch.engine,
-            bytes: batch.bytes,
-            depth_blocks: depth,
-            leases: 0,
-            layout: batch.layout,
-            shard: 0,
-            group: u16::try_from(request.group).expect("the group is in the layout"),
-            flags,
-            semantic: request.hints.semantic,
-        }
+        let (tick, expires) = (self.next_tick(), now + self.config.reserve_ttl);
+        Ok(Batch { tick, expires, layout: number, shards, engine, scope, program, bytes, needs_ancestors })
     }
 
     /// All shards or none.
-    fn reserve_block(
-        &mut self,
-        batch: &Batch,
-        template: &Entry,
-        parents: &[Option<BlockId>],
-        expires: Instant,
-    ) -> Reservation {
+    fn reserve_block(&mut self, batch: &Batch, template: &Entry, parents: &[Option<BlockId>]) -> Reservation {
         let known: Vec<Option<BlockId>> =
             (0..batch.shards).map(|s| self.catalog.find(&template.key, batch.layout, s)).collect();
         if known.iter().all(|id| id.is_some_and(|id| self.catalog.get(id).visible())) {
@@ -203,36 +170,28 @@ impl Core {
                 return Reservation::Busy;
             }
         }
-        for (shard, frame) in frames.iter().enumerate() {
-            let parent = parents.get(shard).copied().flatten();
-            self.insert_reserved(template, shard, *frame, parent, Reserved { engine: batch.engine, expires });
+        let reserved = Reserved { engine: batch.engine, expires: batch.expires };
+        for (shard, frame) in (0..).zip(&frames) {
+            let parent = parents[usize::from(shard)].filter(|p| self.catalog.try_get(*p).is_some());
+            let entry = Entry { shard, host: Some(*frame), parent, ..template.clone() };
+            self.insert_reserved(entry, reserved);
         }
         Reservation::Granted(frames)
     }
 
-    fn insert_reserved(
-        &mut self,
-        template: &Entry,
-        shard: usize,
-        frame: FrameRef,
-        parent: Option<BlockId>,
-        reserved: Reserved,
-    ) {
-        let shard = u16::try_from(shard).expect("shards are numbered by u16");
-        let parent = parent.filter(|p| self.catalog.try_get(*p).is_some());
-        let id = if let Some(id) = self.catalog.find(&template.key, template.layout, shard) {
+    fn insert_reserved(&mut self, mut entry: Entry, reserved: Reserved) {
+        let id = if let Some(id) = self.catalog.find(&entry.key, entry.layout, entry.shard) {
             // What is left of it keeps the tree below in shape.
             self.catalog.update(id, |e| {
-                e.host = Some(frame);
+                e.host = entry.host;
                 e.engine = reserved.engine;
                 e.flags.set(Flags::RESERVED, true);
                 e.flags.set(Flags::DOOMED, false);
             });
             id
         } else {
-            let scope = self.catalog.scopes.get(template.scope).clone();
-            let program = self.catalog.programs.get(template.program).clone();
-            let mut entry = Entry { shard, host: Some(frame), parent, ..template.clone() };
+            let scope = self.catalog.scopes.get(entry.scope).clone();
+            let program = self.catalog.programs.get(entry.program).clone();
             entry.scope = self.catalog.scopes.acquire(&scope);
             entry.program = self.catalog.programs.acquire(&program);
             entry.flags.set(Flags::RESERVED, true);
@@ -380,5 +339,34 @@ impl Core {
             known.push(!ids.is_empty());
         }
         Ok(known)
+    }
+}
+
+/// The entry of a block to be written, without shard, frame and parent.
+fn template(batch: &Batch, request: &ReserveRequest, key: &BlockKey, depth: u32) -> Entry {
+    let mut flags = Flags::default();
+    flags.set(Flags::NEEDS_ANCESTORS, batch.needs_ancestors);
+    Entry {
+        key: *key,
+        checksum: 0,
+        sequence: 0,
+        touched: batch.tick,
+        host: None,
+        disk: None,
+        object: None,
+        parent: None,
+        children: [0; 3],
+        links: 0,
+        scope: batch.scope,
+        program: batch.program,
+        engine: batch.engine,
+        bytes: batch.bytes,
+        depth_blocks: depth,
+        leases: 0,
+        layout: batch.layout,
+        shard: 0,
+        group: u16::try_from(request.group).expect("the group is in the layout"),
+        flags,
+        semantic: request.hints.semantic,
     }
 }

@@ -8,6 +8,7 @@ use crate::conformance::{Fixture, Opened, get, put, suite};
 
 mod crash;
 mod faults;
+mod speed;
 
 /// A tier of 1 MiB segments.
 pub(super) fn config(dir: &Path, segments: u64) -> DiskConfig {

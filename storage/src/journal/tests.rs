@@ -69,9 +69,16 @@ fn torn_at_every_byte_it_holds_whole_appends_only() {
         // The tail is missing, or allocated but never written, or something else.
         for (fill, len) in [(0, 0), (0, 100), (0x5a, bytes.len() - cut)] {
             let torn = [&bytes[..cut], &vec![fill; len]].concat();
+            let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
+            let parsed = parse(&torn).unwrap();
+            assert_eq!((parsed.whole_bytes, parsed.damaged_at), (ends[whole], None), "cut at {cut}");
+            assert_eq!(parsed.facts, facts(&batches[..whole]), "cut at {cut}");
+            // Opening syncs files, so it is tried at some of the cuts.
+            if cut % 13 != 0 && !ends.contains(&cut) {
+                continue;
+            }
             let (_dir, opened) = open_bytes(&torn);
             let (journal, state) = opened.unwrap();
-            let whole = ends.iter().filter(|end| **end <= cut).count() - 1;
             assert_eq!(state.evicted, facts(&batches[..whole]).evicted, "cut at {cut}");
             assert_eq!(state.incarnation, facts(&batches[..whole]).incarnation);
             assert!(!state.damaged, "a torn tail is no damage: cut at {cut}");
@@ -89,6 +96,10 @@ fn damage_before_the_tail_is_told_and_kept() {
     for at in 0..last {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x20;
+        assert!(parse(&damaged).unwrap().damaged_at.is_some(), "byte {at}");
+        if at % 7 != 0 {
+            continue;
+        }
         let (dir, opened) = open_bytes(&damaged);
         let (journal, state) = opened.unwrap();
         assert!(state.damaged, "byte {at}");

@@ -209,7 +209,8 @@ impl S3Place {
                 .with_access_key_id(secret(&names.access_key)?)
                 .with_secret_access_key(secret(&names.secret_key)?),
         };
-        let client = ClientOptions::new().with_timeout(retry.attempt_timeout).with_connect_timeout(retry.attempt_timeout);
+        let client =
+            ClientOptions::new().with_timeout(retry.attempt_timeout).with_connect_timeout(retry.attempt_timeout);
         let no_retries =
             RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: retry.attempt_timeout };
         let mut builder = builder
@@ -218,6 +219,8 @@ impl S3Place {
             .with_client_options(client)
             .with_allow_http(self.allow_http)
             .with_virtual_hosted_style_request(self.virtual_hosted)
+            // Plain DELETE: not every server knows the bulk request.
+            .with_disable_bulk_delete(true)
             .with_retry(no_retries);
         if let Some(endpoint) = &self.endpoint {
             builder = builder.with_endpoint(endpoint);
@@ -247,9 +250,7 @@ impl ObjectConfig {
         ];
         match bounds.into_iter().find(|(_, broken)| *broken) {
             None => Ok(()),
-            Some((what, _)) => {
-                Err(StorageError::Open { what: "the object tier".into(), reason: what.to_owned() })
-            }
+            Some((what, _)) => Err(StorageError::Open { what: "the object tier".into(), reason: what.to_owned() }),
         }
     }
 }

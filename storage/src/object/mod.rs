@@ -20,8 +20,10 @@ mod config;
 mod index;
 mod pack;
 mod packer;
+mod read;
 mod recover;
 mod remote;
+mod write;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -30,27 +32,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use kvtier_memory::IoBuf;
 use kvtier_types::ShardKey;
 use object_store::ObjectStore;
 use object_store::path::Path;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 pub use self::config::{
     ObjectConfig, ObjectPlace, RecoveryLimits, RetryPolicy, S3CredentialNames, S3Place, UnknownPlace,
 };
-use self::index::{Found, Index};
-use self::packer::{Command, Packer, Reservation, Staged, Waiter};
+use self::index::Index;
+use self::packer::{Command, Packer};
+use self::read::Wanted;
 use self::remote::Remote;
-use crate::codec::{Malformed, check_meta};
 use crate::store::{BlockStore, Expect, Location, ReadBack, RecordMeta, StorageError, Usage, Written};
 
-/// Longest record: what one PUT may carry everywhere is 5 GiB, what a permit count and a length can say is less.
-const MAX_RECORD_BYTES: u64 = 1 << 30;
 /// Commands waiting for the background task; its senders wait beyond.
 const COMMANDS: usize = 256;
 
@@ -150,7 +149,7 @@ impl ObjectStoreTier {
             reading: Arc::new(Semaphore::new(inflight)),
             shared,
         };
-        let recovered = this.recover_for(this.shared.config.recovery.open_wait).await.unwrap_or_else(|error| {
+        let recovered = this.recovery_round(this.shared.config.recovery.open_wait).await.unwrap_or_else(|error| {
             let note = format!("nothing is known of what is stored, recovery goes on in the background: {error}");
             tracing::warn!(%note, "object tier");
             Recovered { notes: vec![note], ..Recovered::default() }
@@ -163,8 +162,9 @@ impl ObjectStoreTier {
     /// # Errors
     /// [`StorageError::Closed`]; [`StorageError::Refused`] when the tier is recovered already, or another call is at it.
     pub async fn recover(&self) -> Result<Recovered, StorageError> {
+        let _turn = self.recovery_turn()?;
         loop {
-            match self.recover_for(self.shared.config.recovery.round).await {
+            match self.recovery_round(self.shared.config.recovery.round).await {
                 Err(StorageError::Unavailable { reason, .. }) => {
                     tracing::info!(%reason, "object recovery will be tried again");
                     sleep(self.shared.config.retry.fail_fast).await;
@@ -193,13 +193,15 @@ impl ObjectStoreTier {
         self.shared.index.lock().live_records(pack)
     }
 
-    async fn recover_for(&self, deadline: Duration) -> Result<Recovered, StorageError> {
-        self.check_open()?;
+    /// The right to recover, which one caller has at a time.
+    fn recovery_turn(&self) -> Result<SemaphorePermit<'_>, StorageError> {
         let refused = |what: &str| StorageError::Refused { what: what.to_owned() };
-        let _turn = self.shared.recovery.try_acquire().map_err(|_| refused("another recovery is running"))?;
-        if self.is_recovered() {
-            return Err(refused("the tier is recovered already"));
-        }
+        let turn = self.shared.recovery.try_acquire().map_err(|_| refused("another recovery is running"))?;
+        if self.is_recovered() { Err(refused("the tier is recovered already")) } else { Ok(turn) }
+    }
+
+    async fn recovery_round(&self, deadline: Duration) -> Result<Recovered, StorageError> {
+        self.check_open()?;
         let recovered = within(deadline, "recovery", recover::round(&self.shared)).await??;
         self.shared.recovered.store(true, Ordering::Release);
         self.shared.wake.notify_one();
@@ -216,58 +218,6 @@ impl ObjectStoreTier {
         config.max_linger + config.retry.write_deadline * 2 + config.retry.attempt_timeout
     }
 
-    /// Checks that a record can be taken now, and sets room and memory aside for it.
-    async fn admit(
-        &self,
-        meta: &RecordMeta,
-        payload: &IoBuf,
-    ) -> Result<(Reservation, OwnedSemaphorePermit), StorageError> {
-        self.check_open()?;
-        check_meta(meta)?;
-        if meta.bytes > payload.len() as u64 || meta.bytes > MAX_RECORD_BYTES {
-            let what = format!("a record of {} bytes from a buffer of {}", meta.bytes, payload.len());
-            return Err(StorageError::Refused { what });
-        }
-        if !self.is_recovered() {
-            let reason = "what the object store holds is not known yet".to_owned();
-            return Err(StorageError::Unavailable { reason, source: None });
-        }
-        self.shared.remote.writes.check()?;
-        let header_bytes = pack::record_header(meta).len() as u64;
-        let room = Reservation::new(&self.shared, packer::charge(header_bytes + meta.bytes, header_bytes));
-        let room = within(self.shared.config.retry.write_deadline, "deleting dead packs", room).await??;
-        let permits = permits(header_bytes + meta.bytes, self.staging_bytes);
-        let memory = Arc::clone(&self.staging).acquire_many_owned(permits);
-        let memory = within(self.settle_deadline(), "room in flight", memory).await?;
-        // It may have stopped answering while this record waited its turn.
-        self.shared.remote.writes.check()?;
-        Ok((room, memory.map_err(|_| StorageError::Closed)?))
-    }
-
-    async fn store(&self, meta: RecordMeta, payload: IoBuf) -> (Result<Location, StorageError>, IoBuf) {
-        let _pending = PendingWrite::new(&self.shared);
-        let (room, memory) = match self.admit(&meta, &payload).await {
-            Ok(admitted) => admitted,
-            Err(error) => return (Err(error), payload),
-        };
-        let copied = spawn_blocking(move || {
-            let copied = copy_record(&meta, &payload);
-            (copied, meta, payload)
-        });
-        let (copied, meta, payload) = match copied.await {
-            Ok(done) => done,
-            Err(_) => return (Err(StorageError::Closed), IoBuf::heap(0)),
-        };
-        let (record, header_bytes) = match copied {
-            Ok(copied) => copied,
-            Err(error) => return (Err(error), payload),
-        };
-        let (reply, answer) = oneshot::channel();
-        let waiter = Waiter { reply, room, _memory: memory };
-        let staged = Command::Stage(Box::new(Staged { meta, header_bytes, record, waiter }));
-        (self.settled(staged, answer).await, payload)
-    }
-
     /// Sends a command and waits for its answer.
     async fn settled<T>(
         &self,
@@ -280,28 +230,6 @@ impl ObjectStoreTier {
         };
         within(self.settle_deadline(), "the upload", settled).await?
     }
-
-    async fn fetch(&self, want: &Wanted<'_>) -> Result<(Bytes, usize), StorageError> {
-        self.check_open()?;
-        self.shared.remote.reads.check()?;
-        let reading = Reading::begin(&self.shared, want)?;
-        let found = &reading.found;
-        let corrupt = |what: String| want.corrupt(what);
-        if found.payload_bytes != want.expect.bytes {
-            return Err(corrupt(format!("{} bytes where {} are expected", found.payload_bytes, want.expect.bytes)));
-        }
-        let len = found.range.end - found.range.start;
-        let memory = self.reading.acquire_many(permits(len, self.staging_bytes));
-        let deadline = self.shared.config.retry.read_deadline;
-        let _memory = within(deadline, "a turn to read", memory).await?.map_err(|_| StorageError::Closed)?;
-        let bytes = self.shared.remote.get(&found.pack.path(&self.shared.root), found.range.clone()).await?;
-        if bytes.len() as u64 != len {
-            return Err(corrupt(format!("the pack ends within the record: {} of {len} bytes", bytes.len())));
-        }
-        pack::check_record(&bytes[..found.header_bytes], want.key, want.expect.bytes, want.expect.checksum)
-            .map_err(|Malformed(what)| corrupt(what.to_owned()))?;
-        Ok((bytes, found.header_bytes))
-    }
 }
 
 #[async_trait]
@@ -311,26 +239,8 @@ impl BlockStore for ObjectStoreTier {
         Written { result, payload }
     }
 
-    async fn read(&self, key: &ShardKey, at: Location, expect: Expect, mut into: IoBuf) -> ReadBack {
-        if expect.bytes > into.len() as u64 {
-            let what = format!("{} bytes into a buffer of {}", expect.bytes, into.len());
-            return ReadBack { result: Err(StorageError::Refused { what }), into };
-        }
-        let want = Wanted { key, at, expect };
-        let (bytes, header_bytes) = match self.fetch(&want).await {
-            Ok(fetched) => fetched,
-            Err(error) => return ReadBack { result: Err(error), into },
-        };
-        let copied = spawn_blocking(move || {
-            let checksum = into.copy_in(&bytes[header_bytes..]);
-            (checksum, into)
-        });
-        let (checksum, into) = match copied.await {
-            Ok(done) => done,
-            Err(_) => return ReadBack { result: Err(StorageError::Closed), into: IoBuf::heap(0) },
-        };
-        let differs = || want.corrupt(format!("payload checksum {checksum:016x}, expected {:016x}", expect.checksum));
-        let result = if checksum == expect.checksum { Ok(()) } else { Err(differs()) };
+    async fn read(&self, key: &ShardKey, at: Location, expect: Expect, into: IoBuf) -> ReadBack {
+        let (result, into) = self.load(&Wanted { key, at, expect }, into).await;
         ReadBack { result, into }
     }
 
@@ -374,71 +284,6 @@ impl Drop for ObjectStoreTier {
             packer.abort();
         }
     }
-}
-
-/// What a read asks for.
-struct Wanted<'a> {
-    key: &'a ShardKey,
-    at: Location,
-    expect: Expect,
-}
-
-impl Wanted<'_> {
-    fn corrupt(&self, what: String) -> StorageError {
-        StorageError::Corrupt { key: Box::new(*self.key), at: Some(self.at), what }
-    }
-}
-
-/// A read: keeps its pack from being deleted.
-struct Reading<'a> {
-    shared: &'a Shared,
-    segment: u32,
-    found: Found,
-}
-
-impl<'a> Reading<'a> {
-    fn begin(shared: &'a Shared, want: &Wanted<'_>) -> Result<Self, StorageError> {
-        let found = shared.index.lock().begin_read(want.key, want.at)?;
-        Ok(Self { shared, segment: want.at.segment, found })
-    }
-}
-
-impl Drop for Reading<'_> {
-    fn drop(&mut self) {
-        if self.shared.index.lock().end_read(self.segment) {
-            self.shared.wake.notify_one();
-        }
-    }
-}
-
-/// Counts a write that has not returned.
-struct PendingWrite<'a>(&'a Shared);
-
-impl<'a> PendingWrite<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        shared.index.lock().pending_writes += 1;
-        Self(shared)
-    }
-}
-
-impl Drop for PendingWrite<'_> {
-    fn drop(&mut self) {
-        self.0.index.lock().pending_writes -= 1;
-    }
-}
-
-/// The record's header and payload in memory of its own, and the header's length; the payload is verified on the way.
-fn copy_record(meta: &RecordMeta, payload: &IoBuf) -> Result<(Bytes, u32), StorageError> {
-    let mut record = pack::record_header(meta);
-    let header = record.len();
-    let bytes = usize::try_from(meta.bytes).expect("admit bounds a record by its buffer");
-    record.resize(header + bytes, 0);
-    let checksum = payload.copy_out(&mut record[header..]);
-    if checksum != meta.checksum {
-        let what = format!("checksum {checksum:016x} of the bytes to write, expected {:016x}", meta.checksum);
-        return Err(StorageError::Corrupt { key: Box::new(meta.key), at: None, what });
-    }
-    Ok((Bytes::from(record), u32::try_from(header).expect("a header is about a kilobyte")))
 }
 
 /// The permits of a record: its bytes, or all there are, so that the longest record passes alone.

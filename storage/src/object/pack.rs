@@ -22,7 +22,9 @@ use crate::codec::{MAX_META_BYTES, Malformed, Reader, Writer, crc64};
 use crate::store::RecordMeta;
 
 /// Length of a trailer.
-pub(super) const TRAILER_BYTES: u64 = 48;
+pub(super) const TRAILER_LEN: usize = 48;
+/// Length of a trailer.
+pub(super) const TRAILER_BYTES: u64 = TRAILER_LEN as u64;
 /// Length of a footer before its entries.
 const FOOTER_FIXED_BYTES: u64 = 16 + 8 + 4;
 /// Length of a footer's entry before its meta.
@@ -79,11 +81,6 @@ impl Entry {
     /// Length of header and payload.
     pub(super) fn record_bytes(&self) -> u64 {
         u64::from(self.header_bytes).saturating_add(self.meta.bytes)
-    }
-
-    /// What the entry itself weighs in a footer.
-    pub(super) fn footer_bytes(&self) -> u64 {
-        entry_bytes(u64::from(self.header_bytes))
     }
 }
 
@@ -257,7 +254,8 @@ mod tests {
             pack.extend_from_slice(payload);
         }
         let footer = encode_footer(ID, &entries);
-        let expected: u64 = entries.iter().map(Entry::footer_bytes).sum::<u64>() + FOOTER_FIXED_BYTES;
+        let expected: u64 =
+            entries.iter().map(|e| entry_bytes(u64::from(e.header_bytes))).sum::<u64>() + FOOTER_FIXED_BYTES;
         assert_eq!(footer.len() as u64, expected, "what is charged is what is written");
         let at = pack.len();
         let trailer = encode_trailer(&footer, at as u64);
@@ -268,7 +266,7 @@ mod tests {
     }
 
     fn decode(pack: &[u8], name: &PackName) -> Result<Vec<Entry>, Malformed> {
-        let split = pack.len().checked_sub(TRAILER_BYTES as usize).ok_or(Malformed("short"))?;
+        let split = pack.len().checked_sub(TRAILER_LEN).ok_or(Malformed("short"))?;
         let trailer = Trailer::decode(&pack[split..], pack.len() as u64)?;
         let footer_at = split - usize::try_from(trailer.footer_bytes).unwrap();
         trailer.decode_footer(name, &pack[footer_at..split], footer_at as u64)
@@ -308,7 +306,7 @@ mod tests {
     #[test]
     fn another_version_is_told_from_garbage() {
         let (mut pack, _, name) = sample();
-        let at = pack.len() - TRAILER_BYTES as usize;
+        let at = pack.len() - TRAILER_LEN;
         pack[at + 8] = 2;
         let crc_at = pack.len() - 8;
         let crc = crc64(&pack[at..crc_at]);
@@ -351,7 +349,7 @@ mod tests {
         #[test]
         fn a_footer_that_lies_never_panics(at in 0usize..4096, with in 1u8.., records in any::<u64>()) {
             let (pack, footer_at, _) = sample();
-            let mut footer = pack[footer_at..pack.len() - TRAILER_BYTES as usize].to_vec();
+            let mut footer = pack[footer_at..pack.len() - TRAILER_LEN].to_vec();
             let at = at % footer.len();
             footer[at] ^= with;
             // Checksums made to fit: what is left are the structure's own checks.

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Shared;
 use super::index::NewPack;
-use super::pack::{self, Entry, PackId, PackName, TRAILER_BYTES};
+use super::pack::{self, Entry, PackId, PackName};
 use crate::store::{Location, RecordMeta, StorageError};
 
 /// Packs deleted by one background round.
@@ -292,7 +292,10 @@ impl Packer {
             }
             Ok(Done::ProbedReads) => self.probing_reads = false,
             Ok(Done::ProbedWrites) => self.probing_writes = false,
-            Err(error) => tracing::error!(%error, "a background call of the object tier panicked"),
+            Err(error) => {
+                tracing::error!(%error, "a background call of the object tier panicked");
+                (self.deleting, self.probing_reads, self.probing_writes) = (false, false, false);
+            }
         }
     }
 }
@@ -353,5 +356,3 @@ async fn delete_dead(shared: Arc<Shared>) -> Done {
 pub(super) fn charge(record_bytes: u64, header_bytes: u64) -> u64 {
     record_bytes + pack::entry_bytes(header_bytes) + pack::PACK_FIXED_BYTES
 }
-
-const _: () = assert!(TRAILER_BYTES < pack::PACK_FIXED_BYTES);

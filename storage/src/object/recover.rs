@@ -14,7 +14,7 @@ use kvtier_types::ShardKey;
 use object_store::ObjectMeta;
 
 use super::index::{Index, NewPack};
-use super::pack::{Entry, PackName, TRAILER_BYTES, Trailer};
+use super::pack::{Entry, PackName, TRAILER_BYTES, TRAILER_LEN, Trailer};
 use super::{Recovered, Shared};
 use crate::codec::Malformed;
 use crate::store::{Location, StorageError};
@@ -107,7 +107,7 @@ async fn read_footer(
     let path = name.path(&shared.root);
     let tail_at = pack_bytes.saturating_sub(TAIL_BYTES);
     let tail = shared.remote.get(&path, tail_at..pack_bytes).await?;
-    let Some((rest, trailer)) = tail.split_last_chunk::<{ TRAILER_BYTES as usize }>() else {
+    let Some((rest, trailer)) = tail.split_last_chunk::<TRAILER_LEN>() else {
         return Ok(Err(TRUNCATED));
     };
     let trailer = match Trailer::decode(trailer, pack_bytes) {

@@ -184,15 +184,14 @@ impl Remote {
 
 /// Whether trying again cannot help before an operator does something.
 fn is_denied(error: &object_store::Error) -> bool {
-    matches!(
-        error,
-        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. }
-    )
+    matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })
 }
 
 fn unavailable(reason: String, error: Option<object_store::Error>) -> StorageError {
     match error {
-        Some(error) => StorageError::Unavailable { reason: format!("{reason}: {error}"), source: Some(Box::new(error)) },
+        Some(error) => {
+            StorageError::Unavailable { reason: format!("{reason}: {error}"), source: Some(Box::new(error)) }
+        }
         None => StorageError::Unavailable { reason: format!("{reason}: timed out"), source: None },
     }
 }

@@ -3,12 +3,13 @@
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use object_store::memory::InMemory;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStoreExt, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 
 use super::*;
@@ -19,6 +20,7 @@ use crate::conformance::{self, Fixture, Opened, buffer, get, meta, payload, put}
 struct Switched {
     inner: InMemory,
     down: AtomicBool,
+    hangs: AtomicBool,
     calls: AtomicUsize,
 }
 
@@ -35,6 +37,15 @@ impl Switched {
         self.calls.fetch_add(1, Ordering::SeqCst);
         if self.down.load(Ordering::SeqCst) {
             return Err(Error::Generic { store: "switched", source: "switched off".into() });
+        }
+        Ok(())
+    }
+
+    /// Never returns while it hangs.
+    async fn answer(&self) -> Result<(), Error> {
+        self.check()?;
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
         Ok(())
     }
@@ -70,7 +81,7 @@ impl std::fmt::Display for Switched {
 #[async_trait]
 impl ObjectStore for Switched {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult, Error> {
-        self.check()?;
+        self.answer().await?;
         self.inner.put_opts(at, payload, options).await
     }
 
@@ -83,7 +94,7 @@ impl ObjectStore for Switched {
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult, Error> {
-        self.check()?;
+        self.answer().await?;
         self.inner.get_opts(at, options).await
     }
 
@@ -342,6 +353,26 @@ async fn a_store_that_stops_answering_costs_nothing_and_comes_back() {
     assert_eq!(usage.pending_writes, 0);
     tier.forget(at, meta.bytes);
     until("the dead pack is deleted", async || store.packs().await.len() == 1).await;
+    close(&tier).await;
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_is_given_up_within_the_deadline() {
+    let store = Arc::new(Switched::default());
+    let mut config = config(ObjectPlace::Local("/unused".into()));
+    config.retry.attempt_timeout = Duration::from_millis(50);
+    config.retry.read_deadline = Duration::from_millis(120);
+    config.retry.write_deadline = Duration::from_millis(120);
+    let (tier, _) = open_as(&store, config).await;
+    let (meta, at) = put(&tier, 1, 5000).await.unwrap();
+    store.hangs.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    let (written, read) = tokio::join!(put(&tier, 2, 5000), get(&tier, 1, &meta, at));
+    assert!(is_unavailable(&written) && is_unavailable(&read), "{written:?} {read:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    store.hangs.store(false, Ordering::SeqCst);
+    until("writes go on", async || put(&tier, 3, 5000).await.is_ok()).await;
+    until("reads go on", async || get(&tier, 1, &meta, at).await.is_ok()).await;
     close(&tier).await;
 }
 

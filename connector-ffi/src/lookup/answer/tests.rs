@@ -89,5 +89,9 @@ fn a_prefix_never_exceeds_what_was_looked_up() {
     spec["layout"]["groups"][0] = json!({"kind": "state", "block_tokens": 16, "layers": ["s"]});
     let layout = Spec::parse(&spec.to_string()).unwrap().layout;
     let answer = check(vec![asked(0, 3)], vec![range(&[0, 2, 0], 1)], &layout).unwrap();
-    assert_eq!(answer.hit(&layout.groups, 0, u32::MAX).tokens, 32, "and finding it takes three steps, not four billion");
+    assert_eq!(
+        answer.hit(&layout.groups, 0, u32::MAX).tokens,
+        32,
+        "and finding it takes three steps, not four billion"
+    );
 }

@@ -1,0 +1,63 @@
+//! What the daemon pays in memory for a block that it knows: 200,000 sealed blocks in the policy core.
+
+use anyhow::{bail, ensure};
+use kvtier_policy::{AttachSpec, AttachmentId, Core, CoreConfig, Reservation, ReserveRequest, Role, SealRequest, TwinPool};
+use kvtier_types::{BlockHints, BlockKey, Instant, TenantId};
+
+use crate::engine::{Shape, digest};
+use crate::machine::resident_bytes;
+use crate::report::{Floor, Report, Row};
+use crate::{Setting, engine};
+
+const BLOCKS: u64 = 200_000;
+/// Blocks of one prefix.
+const CHAIN_BLOCKS: u64 = 1000;
+const BLOCK_BYTES: u64 = 2 << 20;
+/// Aim of the design.
+const MOST_BYTES: f64 = 300.0;
+
+pub(crate) fn run(_: &Setting, report: &mut Report) -> anyhow::Result<()> {
+    let before = resident_bytes();
+    let pool = TwinPool::new(BLOCKS * BLOCK_BYTES);
+    let mut core = Core::new(CoreConfig::default(), Box::new(pool), |bytes| bytes);
+    let spec = engine::spec(&Shape { layers: 32, block_bytes: BLOCK_BYTES }, "scheduler", "/nonexistent".as_ref())?;
+    let who = AttachSpec {
+        engine: "bench".into(),
+        role: Role::Scheduler,
+        rank: 0,
+        pid: 1,
+        namespace: spec.namespace,
+        layout: spec.layout,
+    };
+    let who = core.attach(Instant::ZERO, who)?;
+    for chain in 0..BLOCKS / CHAIN_BLOCKS {
+        fill(&mut core, who, chain)?;
+    }
+    let (entries, counted) = core.catalog_size();
+    ensure!(entries as u64 == BLOCKS, "{entries} entries");
+    let grown = resident_bytes().saturating_sub(before);
+    let per_block = |bytes: u64| vec![bytes as f64 / BLOCKS as f64];
+    report.add(Row::value("memory per resident block, as grown", "B", per_block(grown), Floor::AtMost(MOST_BYTES)));
+    report.add(Row::value("memory per resident block, as counted", "B", per_block(counted as u64), Floor::None));
+    Ok(())
+}
+
+fn fill(core: &mut Core, attachment: AttachmentId, chain: u64) -> anyhow::Result<()> {
+    let keys: Vec<BlockKey> = (0..CHAIN_BLOCKS).map(|n| BlockKey::new(digest(chain, n))).collect();
+    let request = ReserveRequest {
+        attachment,
+        parent: None,
+        group: 0,
+        first_block: 0,
+        keys: keys.clone(),
+        tenant: TenantId::shared(),
+        hints: BlockHints::default(),
+    };
+    let mut seals = Vec::with_capacity(keys.len());
+    for (key, answer) in keys.iter().zip(core.reserve(Instant::ZERO, &request)?) {
+        let Reservation::Granted(frames) = answer else { bail!("{answer:?}") };
+        seals.push(SealRequest { key: *key, shard: 0, frame: frames[0], checksum: 1, abandoned: false });
+    }
+    core.seal(attachment, &seals)?;
+    Ok(())
+}
