@@ -19,8 +19,9 @@ run: deps ## kvtierd in the foreground, with CONFIG=file.toml or a small config 
 test: deps ## every test; the last line is the sum (KVTIER_SKIP=s3,vllm does without those)
 	@bash scripts/test.sh
 
-bench: deps ## benchmarks, release profile
-	@cargo bench --workspace --locked
+bench: deps ## benchmarks against their floors, release profile (ARGS=--quick for fewer samples)
+	@cargo build --release --locked -p kvtierd -p kvtier-connector-ffi -p kvtier-benches
+	@target/release/kvtier-bench $(ARGS)
 
 lint: deps ## format, dependency rules, walls, clippy, licences
 	@bash scripts/lint.sh

@@ -1,7 +1,12 @@
 //! What the daemon pays in memory for a block that it knows: 200,000 sealed blocks in the policy core.
 
+use std::time::Instant as Clock;
+
 use anyhow::{bail, ensure};
-use kvtier_policy::{AttachSpec, AttachmentId, Core, CoreConfig, Reservation, ReserveRequest, Role, SealRequest, TwinPool};
+use kvtier_policy::{
+    AttachSpec, AttachmentId, Core, CoreConfig, LookupRange, LookupRequest, ReleaseReport, Reservation, ReserveRequest,
+    Role, SealRequest, TwinPool,
+};
 use kvtier_types::{BlockHints, BlockKey, Instant, TenantId};
 
 use crate::engine::{Shape, digest};
@@ -13,6 +18,9 @@ const BLOCKS: u64 = 200_000;
 /// Blocks of one prefix.
 const CHAIN_BLOCKS: u64 = 1000;
 const BLOCK_BYTES: u64 = 2 << 20;
+const LOOKUPS: u64 = 101;
+/// The design's bound on the core's lock.
+const HOLD_MICROS: f64 = 50.0;
 /// Aim of the design.
 const MOST_BYTES: f64 = 300.0;
 
@@ -39,6 +47,35 @@ pub(crate) fn run(_: &Setting, report: &mut Report) -> anyhow::Result<()> {
     let per_block = |bytes: u64| vec![bytes as f64 / BLOCKS as f64];
     report.add(Row::value("memory per resident block, as grown", "B", per_block(grown), Floor::AtMost(MOST_BYTES)));
     report.add(Row::value("memory per resident block, as counted", "B", per_block(counted as u64), Floor::None));
+    holds(&mut core, who, report)
+}
+
+/// How long each call of a lookup of 1,000 keys takes in the core: the shell holds its lock as long.
+fn holds(core: &mut Core, attachment: AttachmentId, report: &mut Report) -> anyhow::Result<()> {
+    let mut micros = [Vec::new(), Vec::new(), Vec::new()];
+    for number in 0..LOOKUPS {
+        let keys: Vec<BlockKey> = (0..CHAIN_BLOCKS).map(|n| BlockKey::new(digest(number * 37 % 200, n))).collect();
+        let range = LookupRange { group: 0, first_block: 0, keys };
+        let request = LookupRequest { attachment, request_id: "r".into(), ranges: vec![range], local_tokens: 0 };
+        let begin = Clock::now();
+        let lease = core.lookup(Instant::ZERO, request)?;
+        let looked_up = Clock::now();
+        let answer = core.collect(lease)?;
+        let collected = Clock::now();
+        let release = ReleaseReport { local_tokens: 0, claimed_tokens: u32::MAX, lost_tokens: 0 };
+        core.release(attachment, "r", release);
+        let spans = [looked_up - begin, collected - looked_up, collected.elapsed()];
+        ensure!(answer.ranges[0].frames.len() as u64 == CHAIN_BLOCKS, "not all were found");
+        micros.iter_mut().zip(spans).for_each(|(all, span)| all.push(span.as_secs_f64() * 1e6));
+    }
+    for (call, micros) in ["lookup", "collect", "release"].into_iter().zip(micros) {
+        report.add(Row::value(
+            &format!("core: {call} of 1,000 keys of 200,000"),
+            "us",
+            micros,
+            Floor::AtMost(HOLD_MICROS),
+        ));
+    }
     Ok(())
 }
 

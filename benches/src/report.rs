@@ -36,10 +36,14 @@ pub(crate) struct Row {
 
 impl Row {
     /// Work of `bytes` a round, as a ratio to a baseline.
-    pub(crate) fn ratio(name: &str, (bytes, rounds): (u64, &[Round]), baseline_name: &'static str, floor: Floor) -> Self {
-        let rate = |seconds: fn(&Round) -> f64| {
-            Summary::of(rounds.iter().map(|r| bytes as f64 / seconds(r) / 1e9).collect())
-        };
+    pub(crate) fn ratio(
+        name: &str,
+        (bytes, rounds): (u64, &[Round]),
+        baseline_name: &'static str,
+        floor: Floor,
+    ) -> Self {
+        let rate =
+            |seconds: fn(&Round) -> f64| Summary::of(rounds.iter().map(|r| bytes as f64 / seconds(r) / 1e9).collect());
         let ratio = Summary::of(rounds.iter().map(|r| r.ratio()).collect());
         let pass = if let Floor::Ratio(least) = floor { Some(ratio.median >= least) } else { None };
         Self {
@@ -130,11 +134,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, subject, baseline) = ("name", "subject", "baseline");
-        writeln!(
-            f,
-            "{name:46} {subject:>15} {baseline:>18} {:>6} {:>22} {:>9}",
-            "ratio", "spread (samples)", "floor"
-        )?;
+        writeln!(f, "{name:46} {subject:>15} {baseline:>18} {:>6} {:>22} {:>9}", "ratio", "spread (samples)", "floor")?;
         self.rows.iter().try_for_each(|row| writeln!(f, "{row}"))?;
         self.notes.iter().try_for_each(|note| writeln!(f, "note: {note}"))
     }

@@ -12,8 +12,8 @@ use kvtier::ffi::scheduler::{
 };
 use kvtier::ffi::session::{kvtier_counters, kvtier_session_close, kvtier_session_open, kvtier_session_state};
 use kvtier::ffi::types::{
-    Frame, Handle, HitInfo, KVTIER_BLOCK_GRANTED, KVTIER_OK, KVTIER_PENDING, KVTIER_STATE_ATTACHED, KVTIER_TRANSFER_DONE,
-    LookupRequest, RegionInfo, ReserveRequest, TransferInfo,
+    Frame, Handle, HitInfo, KVTIER_BLOCK_GRANTED, KVTIER_OK, KVTIER_PENDING, KVTIER_STATE_ATTACHED,
+    KVTIER_TRANSFER_DONE, LookupRequest, RegionInfo, ReserveRequest, TransferInfo,
 };
 use kvtier::ffi::worker::{kvtier_job_wait, kvtier_load_submit, kvtier_register_regions, kvtier_save_submit};
 

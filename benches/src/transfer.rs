@@ -53,7 +53,12 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
         report.add(Row::ratio(name, (bytes, &rounds), baseline, floor));
     };
     add("put 64 x 2 MiB", "memcpy", |t| Round { subject_s: t.put, baseline_s: t.put_memcpy }, FLOOR);
-    add("put 64 x 2 MiB, until visible", "memcpy", |t| Round { subject_s: t.put_visible, baseline_s: t.put_memcpy }, FLOOR);
+    add(
+        "put 64 x 2 MiB, until visible",
+        "memcpy",
+        |t| Round { subject_s: t.put_visible, baseline_s: t.put_memcpy },
+        FLOOR,
+    );
     add("put 64 x 2 MiB", "streamed", |t| Round { subject_s: t.put, baseline_s: t.put_streamed }, Floor::None);
     add("get 64 x 2 MiB", "memcpy", |t| Round { subject_s: t.get, baseline_s: t.get_memcpy }, FLOOR);
     add("get 64 x 2 MiB", "streamed", |t| Round { subject_s: t.get, baseline_s: t.get_streamed }, Floor::None);

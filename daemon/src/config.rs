@@ -1,13 +1,12 @@
 //! The configuration file, `kvtier.toml`. Every field has a default; unknown fields are refused.
 
+mod derived;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kvtier_memory::PageKind;
-use kvtier_policy::CoreConfig;
-use kvtier_storage::{DiskConfig, IoEngine};
-use kvtier_storage::object::{ObjectConfig, ObjectPlace, S3CredentialNames};
+use kvtier_storage::DiskConfig;
 use serde::Deserialize;
 
 use crate::units::{ByteSize, Span};
@@ -86,7 +85,7 @@ pub struct Object {
     pub enabled: bool,
     /// `file:///directory` or `s3://bucket`; `data_dir/object` by default.
     pub url: Option<String>,
-    /// Path below which everything lies; exactly one daemon may use it.
+    /// Path below which everything lies, in a folder of the node's name: give each node a name of its own.
     pub prefix: String,
     /// Most bytes of packs.
     pub capacity: ByteSize,
@@ -256,6 +255,13 @@ impl Config {
         if extent.0 < 1 << 20 || extent.0 > 1 << 30 || !extent.0.is_multiple_of(2 << 20) && extent.0 != 1 << 20 {
             return field("host.extent", format!("{extent} is not a multiple of 2 MiB between 1 MiB and 1 GiB"));
         }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if self.node_id.is_empty() || self.node_id.len() > 253 || !self.node_id.bytes().all(plain) {
+            return field(
+                "node_id",
+                format!("{:?} is not a host name: letters, digits, '-', '_' and '.'", self.node_id),
+            );
+        }
         if capacity < extent {
             return field("host.capacity", format!("{capacity} is less than one extent of {extent}"));
         }
@@ -277,102 +283,6 @@ impl Config {
             self.object_config()?;
         }
         Ok(())
-    }
-
-    /// Best pages to try for.
-    ///
-    /// # Errors
-    /// [`ConfigError::Field`] for an unknown kind.
-    pub fn page_kind(&self) -> Result<PageKind, ConfigError> {
-        let bad = |_| ConfigError::Field {
-            field: "host.pages",
-            reason: format!("{:?} is not huge, transparent or plain", self.host.pages),
-        };
-        self.host.pages.parse().map_err(bad)
-    }
-
-    fn eager(&self) -> Result<bool, ConfigError> {
-        match self.offload.mode.as_str() {
-            "eager" => Ok(true),
-            "watermark" => Ok(false),
-            other => {
-                let reason = format!("{other:?} is not eager or watermark");
-                Err(ConfigError::Field { field: "offload.mode", reason })
-            }
-        }
-    }
-
-    /// The core's part.
-    ///
-    /// # Errors
-    /// [`ConfigError::Field`].
-    pub fn core_config(&self) -> Result<CoreConfig, ConfigError> {
-        Ok(CoreConfig {
-            disk: self.disk.enabled,
-            object: self.object.enabled,
-            eager_offload: self.eager()?,
-            high_watermark_percent: self.offload.high_watermark_percent,
-            max_offloads: self.offload.max_in_flight,
-            max_onboards: self.offload.max_onboards_in_flight,
-            lease_ttl: self.limits.lease_ttl.0,
-            reserve_ttl: self.limits.reserve_ttl.0,
-            attachment_ttl: self.limits.attachment_ttl.0,
-        })
-    }
-
-    /// The disk tier's part.
-    ///
-    /// # Errors
-    /// [`ConfigError::Field`].
-    pub fn disk_config(&self) -> Result<DiskConfig, ConfigError> {
-        let io = match self.disk.io.as_str() {
-            "auto" => IoEngine::Auto,
-            "uring" => IoEngine::Uring,
-            "threads" => IoEngine::Threads,
-            other => {
-                let reason = format!("{other:?} is not auto, uring or threads");
-                return Err(ConfigError::Field { field: "disk.io", reason });
-            }
-        };
-        let dir = self.disk.dir.clone().unwrap_or_else(|| self.data_dir.join("disk"));
-        let mut config = DiskConfig::new(dir, self.disk.capacity.0);
-        config.segment_bytes = self.disk.segment.0;
-        config.io = io;
-        config.depth = self.disk.depth;
-        config.direct = self.disk.direct;
-        if self.disk.capacity.0 < self.disk.segment.0.saturating_mul(2) {
-            let reason = format!("{} is less than two log segments of {}", self.disk.capacity, self.disk.segment);
-            return Err(ConfigError::Field { field: "disk.capacity", reason });
-        }
-        Ok(config)
-    }
-
-    /// The object tier's part.
-    ///
-    /// # Errors
-    /// [`ConfigError::Field`].
-    pub fn object_config(&self) -> Result<ObjectConfig, ConfigError> {
-        let place = match &self.object.url {
-            None => ObjectPlace::Local(self.data_dir.join("object")),
-            Some(url) => {
-                url.parse().map_err(|e| ConfigError::Field { field: "object.url", reason: format!("{e}") })?
-            }
-        };
-        let place = match place {
-            ObjectPlace::S3(mut s3) => {
-                s3.endpoint.clone_from(&self.object.endpoint);
-                s3.region.clone_from(&self.object.region);
-                s3.allow_http = self.object.allow_http;
-                s3.credentials = self.object.credentials_env.clone().map(|[access_key, secret_key]| {
-                    S3CredentialNames { access_key, secret_key }
-                });
-                ObjectPlace::S3(s3)
-            }
-            local => local,
-        };
-        let mut config = ObjectConfig::new(place, self.object.capacity.0);
-        config.prefix.clone_from(&self.object.prefix);
-        Ok(config)
     }
 
     /// Path of the gRPC socket.
@@ -409,38 +319,4 @@ fn default_data_dir() -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Config, String> {
-        let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
-        config.check().map_err(|e| e.to_string())?;
-        Ok(config)
-    }
-
-    #[test]
-    fn an_empty_file_is_the_defaults() {
-        let config = parse("").unwrap();
-        assert_eq!(config.host.capacity, ByteSize(4 << 30));
-        assert!(config.core_config().unwrap().disk);
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        let cases = [
-            ("hots = 1", "hots"),
-            ("[host]\ncapacity = \"4\"", "not a size"),
-            ("[host]\ncapacity = \"1MiB\"", "host.capacity"),
-            ("[host]\npages = \"big\"", "host.pages"),
-            ("[disk]\nio = \"fast\"", "disk.io"),
-            ("[disk]\ncapacity = \"300MiB\"", "disk.capacity"),
-            ("[object]\nenabled = true\nurl = \"ftp://x\"", "object.url"),
-            ("[offload]\nmode = \"lazy\"", "offload.mode"),
-            ("[limits]\nlookup = \"2h\"", "limits.lookup"),
-        ];
-        for (text, want) in cases {
-            let err = parse(text).unwrap_err();
-            assert!(err.contains(want), "{text:?}: {err}");
-        }
-    }
-}
+mod tests;

@@ -40,7 +40,11 @@ fn main() -> ExitCode {
     }
     let filter = EnvFilter::try_from_env("KVTIER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if args.log_json { log.json().init() } else { log.init() }
+    if args.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("kvtierd").build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let ended = runtime.block_on(serve_until_signal(config));

@@ -79,7 +79,13 @@ async fn answer(node: Arc<Node>, request: Request<Incoming>) -> Result<Response<
 struct Page(String);
 
 impl Page {
-    fn family<'a>(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (&'a str, &'a str, u64)>) {
+    fn family<'a>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (&'a str, &'a str, u64)>,
+    ) {
         self.line(format_args!("# HELP {name} {help}"));
         self.line(format_args!("# TYPE {name} {kind}"));
         for (label, value, count) in samples {
@@ -131,7 +137,12 @@ fn core_counters(page: &mut Page, core: &Core) {
     page.family("kvtier_reservations_total", "counter", "Blocks reserved, by answer.", reserved);
     page.family("kvtier_evicted_total", "counter", "Copies dropped to make room.", by_tier(c.evicted));
     page.family("kvtier_moved_total", "counter", "Copies made, by target tier.", by_tier(c.moved));
-    page.family("kvtier_move_failures_total", "counter", "Copies that failed, by target tier.", by_tier(c.move_failures));
+    page.family(
+        "kvtier_move_failures_total",
+        "counter",
+        "Copies that failed, by target tier.",
+        by_tier(c.move_failures),
+    );
     page.family("kvtier_corrupt_blocks_total", "counter", "Copies whose bytes did not match.", [("", "", c.corrupt)]);
     page.family("kvtier_lost_loads_total", "counter", "Loads that failed otherwise.", [("", "", c.lost)]);
     let help = "Attachments let go: detached, silent, or their stream closed.";
@@ -145,8 +156,14 @@ fn core_gauges(page: &mut Page, core: &Core) {
     let (entries, bytes) = core.catalog_size();
     page.family("kvtier_catalog_entries", "gauge", "Block shards known.", [("", "", entries as u64)]);
     page.family("kvtier_catalog_bytes", "gauge", "Memory of the catalog itself.", [("", "", bytes as u64)]);
-    page.family("kvtier_attachments", "gauge", "Engine processes attached.", [("", "", core.attachments().len() as u64)]);
-    let pending = [("direction", "down", core.pending_offloads() as u64), ("direction", "up", core.pending_onboards() as u64)];
+    page.family(
+        "kvtier_attachments",
+        "gauge",
+        "Engine processes attached.",
+        [("", "", core.attachments().len() as u64)],
+    );
+    let pending =
+        [("direction", "down", core.pending_offloads() as u64), ("direction", "up", core.pending_onboards() as u64)];
     page.family("kvtier_movements_pending", "gauge", "Movements queued or under way.", pending);
 }
 

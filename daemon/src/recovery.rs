@@ -55,10 +55,13 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
                 let records = if state.damaged { Vec::new() } else { recovered.records.clone() };
                 if state.damaged {
                     recovered.records.iter().for_each(|(meta, at)| disk.forget(*at, meta.bytes));
-                    notes.push("the journal was damaged: blocks on disk were dropped, evicted ones might have been among them".into());
+                    notes.push(
+                        "the journal was damaged: blocks on disk were dropped, evicted ones might have been among them"
+                            .into(),
+                    );
                 }
                 stores.disk = Some(Arc::new(disk));
-                recover(&mut core, &stores, Tier::Disk, records, &tombstones, &mut kept);
+                kept = Feed { core: &mut core, stores: &stores, tombstones: &tombstones }.take(Tier::Disk, records);
             }
             Err(error) => {
                 tracing::error!(%error, "no disk tier");
@@ -85,38 +88,45 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     Ok(node)
 }
 
-/// Feeds recovered records to the core, but for those that were evicted.
-fn recover(
-    core: &mut Core,
-    stores: &Stores,
-    tier: Tier,
-    mut records: Vec<(RecordMeta, Location)>,
-    tombstones: &Tombstones,
-    kept: &mut Tombstones,
-) {
-    // Parents before their children, and of one key the oldest first.
-    records.sort_by_key(|(meta, _)| (meta.depth_blocks, meta.sequence));
-    for (meta, at) in records {
-        match tombstones.get(&meta.key) {
-            Some(up_to) if meta.sequence <= *up_to => {
-                kept.insert(meta.key, *up_to);
-                stores.forget(tier, at, meta.bytes);
+/// Feeds one tier's recovered records to the core, but for those that were evicted.
+struct Feed<'a> {
+    core: &'a mut Core,
+    stores: &'a Stores,
+    tombstones: &'a Tombstones,
+}
+
+impl Feed<'_> {
+    /// Returns the tombstones that still have a record to keep away.
+    fn take(&mut self, tier: Tier, mut records: Vec<(RecordMeta, Location)>) -> Tombstones {
+        // Parents before their children, and of one key the oldest first.
+        records.sort_by_key(|(meta, _)| (meta.depth_blocks, meta.sequence));
+        let mut kept = Tombstones::new();
+        for (meta, at) in records {
+            match self.tombstones.get(&meta.key) {
+                Some(up_to) if meta.sequence <= *up_to => {
+                    kept.insert(meta.key, *up_to);
+                    self.stores.forget(tier, at, meta.bytes);
+                }
+                _ => self.core.recover(tier, &meta, at),
             }
-            _ => core.recover(tier, &meta, at),
         }
+        kept
     }
 }
 
-async fn open_object(config: &Config, stores: &mut Stores) -> anyhow::Result<Option<Arc<ObjectStoreTier>>> {
+/// An open object tier and what it found, which is not all where the store did not answer yet.
+type OpenObject = (Arc<ObjectStoreTier>, kvtier_storage::object::Recovered);
+
+async fn open_object(config: &Config, stores: &mut Stores) -> anyhow::Result<Option<OpenObject>> {
     if !config.object.enabled {
         stores.absent.insert(Tier::Object, "disabled in the configuration".into());
         return Ok(None);
     }
     match ObjectStoreTier::open(config.object_config()?).await {
-        Ok((object, _found)) => {
+        Ok((object, found)) => {
             let object = Arc::new(object);
             stores.object = Some(Arc::clone(&object));
-            Ok(Some(object))
+            Ok(Some((object, found)))
         }
         Err(error) => {
             tracing::error!(%error, "no object tier");
@@ -126,31 +136,32 @@ async fn open_object(config: &Config, stores: &mut Stores) -> anyhow::Result<Opt
     }
 }
 
-/// Brings the object store's records in, in the background: it may be slow, or away.
-fn recover_object(node: &Arc<Node>, object: Arc<ObjectStoreTier>, tombstones: Tombstones) {
+/// Brings the object store's records in: at once when it answered, else in the background once it does.
+fn recover_object(node: &Arc<Node>, (object, found): OpenObject, tombstones: Tombstones) {
+    if found.complete {
+        feed_object(node, found, &tombstones);
+        return;
+    }
+    found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
     let of_task = Arc::clone(node);
     node.tasks.spawn(async move {
-        let mut pause = std::time::Duration::from_millis(200);
-        loop {
-            match object.recover().await {
-                Ok(found) if found.complete => {
-                    found.notes.iter().for_each(|note| tracing::warn!("{note}"));
-                    tracing::info!(records = found.records.len(), "object tier recovered");
-                    let mut kept = Tombstones::new();
-                    of_task.with_core(|core, _| {
-                        core.sequence_floor(found.next_sequence.saturating_sub(1));
-                        recover(core, &of_task.stores, Tier::Object, found.records, &tombstones, &mut kept);
-                    });
-                    return;
-                }
-                Ok(found) => found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}")),
-                Err(error) => tracing::warn!(%error, "object tier: not recovered yet"),
-            }
-            tokio::select! {
-                () = of_task.stopping.cancelled() => return,
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(std::time::Duration::from_secs(30)),
-            }
+        let found = tokio::select! {
+            () = of_task.stopping.cancelled() => return,
+            found = object.recover() => found,
+        };
+        match found {
+            Ok(found) => feed_object(&of_task, found, &tombstones),
+            Err(error) => tracing::error!(%error, "object tier: not recovered; what it holds is not served"),
         }
+    });
+}
+
+fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered, tombstones: &Tombstones) {
+    found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
+    tracing::info!(records = found.records.len(), "object tier recovered");
+    node.with_core(|core, _| {
+        core.sequence_floor(found.next_sequence.saturating_sub(1));
+        Feed { core, stores: &node.stores, tombstones }.take(Tier::Object, found.records)
     });
 }
 

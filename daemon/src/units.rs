@@ -85,7 +85,7 @@ impl TryFrom<String> for Span {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let binary = SIZES.iter().take(4).find(|(_, size)| self.0 >= *size && self.0 % size == 0);
+        let binary = SIZES.iter().take(4).find(|(_, size)| self.0 >= *size && self.0.is_multiple_of(*size));
         match binary {
             Some((unit, size)) => write!(f, "{} {unit}", self.0 / size),
             None => write!(f, "{} B", self.0),
@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn sizes_and_spans_parse_with_units_only() {
-        let cases = [("4GiB", Some(4 << 30)), ("256 MiB", Some(256 << 20)), ("10B", Some(10)), ("1MB", Some(1_000_000))];
+        let cases =
+            [("4GiB", Some(4 << 30)), ("256 MiB", Some(256 << 20)), ("10B", Some(10)), ("1MB", Some(1_000_000))];
         for (text, want) in cases {
             assert_eq!(text.parse::<ByteSize>().ok().map(|b| b.0), want, "{text}");
         }

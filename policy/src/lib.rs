@@ -29,9 +29,9 @@ mod pools;
 pub use attachment::{AttachSpec, AttachmentId, AttachmentInfo, Role};
 pub use catalog::{BlockId, Scope};
 pub use core::{
-    Action, AnswerFrame, BlockView, Core, CoreConfig, CoreError, Counts, EvictPlan, LookupAnswer, LookupRange, LookupRequest,
-    LoadReport, LoadResult, MoveEnd, MoveId, RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation, ReserveRequest,
-    SealOutcome, SealRequest, TierUse,
+    Action, AnswerFrame, BlockView, Core, CoreConfig, CoreError, Counts, EvictPlan, LoadReport, LoadResult,
+    LookupAnswer, LookupRange, LookupRequest, MoveEnd, MoveId, RangeAnswer, Reclaimed, ReleaseReport, ReplicaView,
+    Reservation, ReserveRequest, SealOutcome, SealRequest, TierUse,
 };
 pub use evict::{LeafLru, Ranking};
 pub use frame::{Allocation, FramePool, FrameRef, TwinPool};

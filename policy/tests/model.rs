@@ -35,12 +35,22 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let chain = 0..CHAINS;
     prop::strategy::Union::new_weighted(vec![
-        (4, (chain.clone(), 0..LENGTH, 1..LENGTH).prop_map(|(chain, first, count)| Step::Reserve { chain, first, count }).boxed()),
+        (
+            4,
+            (chain.clone(), 0..LENGTH, 1..LENGTH)
+                .prop_map(|(chain, first, count)| Step::Reserve { chain, first, count })
+                .boxed(),
+        ),
         (6, (0..8u8, prop::bool::weighted(0.1)).prop_map(|(pick, abandon)| Step::Seal { pick, abandon }).boxed()),
         (4, (chain.clone(), 0..4u8).prop_map(|(chain, request)| Step::Lookup { chain, request }).boxed()),
         (3, (0..4u8, prop::bool::ANY).prop_map(|(request, lost)| Step::Release { request, lost }).boxed()),
         (8, (0..10u8).prop_map(|outcome| Step::Act { outcome }).boxed()),
-        (1, (chain, 0..LENGTH, prop::bool::ANY).prop_map(|(chain, block, all)| Step::Evict { chain, block, all }).boxed()),
+        (
+            1,
+            (chain, 0..LENGTH, prop::bool::ANY)
+                .prop_map(|(chain, block, all)| Step::Evict { chain, block, all })
+                .boxed(),
+        ),
         (1, prop::strategy::Just(Step::Reclaim).boxed()),
         (1, prop::strategy::Just(Step::Reattach).boxed()),
         (1, (1..40u8).prop_map(|seconds| Step::Wait { seconds }).boxed()),

@@ -41,9 +41,12 @@ class Lookups:
 
     def submit(self, state: RequestState) -> None:
         """Asks for a request's prefix, unless it may not be asked for."""
-        hashes = state.request.block_hashes
         barred = state.bypass or state.failed or state.lookup is not None or state.lookups >= _MAX_LOOKUPS
-        if barred or state.request.skip_reading_prefix_cache or not hashes:
+        if barred or state.request.skip_reading_prefix_cache:
+            return
+        # No further than a hit may go: of a window, the cache leases only what the longest prefix needs.
+        hashes = state.request.block_hashes[: self._limit(state) // self._shape.hash_tokens]
+        if not hashes:
             return
         state.lookups += 1
         salt = getattr(state.request, "cache_salt", None)

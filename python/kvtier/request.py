@@ -43,6 +43,8 @@ class Ticket:
     first: int
     count: int
     ticket: int
+    # Asked for a second time.
+    again: bool = False
 
 
 @dataclass
@@ -55,6 +57,9 @@ class Saves:
     tickets: list[Ticket] = field(default_factory=list)
     # (group, index) -> frames by shard.
     granted: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    # Blocks that were busy and are asked for once more, and when.
+    busy: list[tuple[int, int]] = field(default_factory=list)
+    busy_until: float = 0.0
     # Batches that some rank still copies.
     batches: set[int] = field(default_factory=set)
 

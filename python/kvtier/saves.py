@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kvtier._native import BUSY, FRAME_BYTES, GRANTED, LIMIT, PRESENT, NativeError
 from kvtier.metadata import SaveTask, transfer
-from kvtier.request import RequestState, Ticket
+from kvtier.request import RequestState, Ticket, now
 from kvtier.session import Session
 from kvtier.shape import Group, Shape
 
@@ -20,6 +20,8 @@ logger = logging.getLogger("vllm.kvtier")
 
 # Most blocks of one reservation; the daemon bounds it too.
 _MAX_RESERVE = 512
+# After how long blocks that were busy are asked for again.
+_BUSY_S = 0.05
 # Most reservations that are followed up after their request went away.
 _MAX_ORPHANS = 4096
 
@@ -50,12 +52,27 @@ class SaveBook:
         if not state.saves.started or state.stale or state.bypass:
             return
         for group in self._shape.groups:
+            if not self._reserve_again(state, group, block_ids[group.index]):
+                return
             end = min(upto_tokens // group.block_tokens, state.hashed_blocks(group))
             while (first := state.saves.next[group.index]) < end:
                 count = self._run(state, group, block_ids[group.index], first, end)
                 if count and not self._submit(state, group, first, count):
                     return
                 state.saves.next[group.index] = first + max(count, 1)
+
+    def _reserve_again(self, state: RequestState, group: Group, ids: list[int]) -> bool:
+        """Asks once more for blocks that were busy: the cache may have grown, or somebody else given up."""
+        if not state.saves.busy or now() < state.saves.busy_until:
+            return True
+        mine = sorted(index for place, index in state.saves.busy if place == group.index)
+        while mine:
+            count = max(self._run(state, group, ids, mine[0], mine[0] + _adjacent(mine)), 1)
+            if not self._submit(state, group, mine[0], count, again=True):
+                return False
+            state.saves.busy = [p for p in state.saves.busy if p[0] != group.index or p[1] not in mine[:count]]
+            mine = mine[count:]
+        return True
 
     def _run(self, state: RequestState, group: Group, ids: list[int], first: int, end: int) -> int:
         """Blocks from `first` on that are in place and of one type; 0 when the first is out of its window already."""
@@ -73,7 +90,7 @@ class SaveBook:
             last += 1
         return last - first
 
-    def _submit(self, state: RequestState, group: Group, first: int, count: int) -> bool:
+    def _submit(self, state: RequestState, group: Group, first: int, count: int, again: bool = False) -> bool:
         hashes = [state.block_hash(group, index) for index in range(first, first + count)]
         parent = state.block_hash(group, first - 1) if first else None
         kind = state.hints.of_block(first * group.block_tokens, (first + count) * group.block_tokens)
@@ -87,13 +104,13 @@ class SaveBook:
             self.counters["busy"] += count
             return error.status != LIMIT
         self.counters["reserved"] += count
-        state.saves.tickets.append(Ticket(group.index, first, count, ticket))
+        state.saves.tickets.append(Ticket(group.index, first, count, ticket, again))
         return True
 
     def unreserved(self, state: RequestState) -> bool:
         """Whether a block with a known hash was not asked for yet."""
         saves = state.saves
-        return not state.stale and any(saves.next[g.index] < state.hashed_blocks(g) for g in self.groups)
+        return not state.stale and (bool(saves.busy) and now() >= saves.busy_until or any(saves.next[g.index] < state.hashed_blocks(g) for g in self.groups))
 
     def trim(self, state: RequestState, complete_tokens: int) -> None:
         """The request ends: gives up the frames of blocks that will never be complete."""
@@ -118,6 +135,9 @@ class SaveBook:
                 row = frames[number * width : (number + 1) * width]
                 split = [row[at : at + FRAME_BYTES] for at in range(0, width, FRAME_BYTES)]
                 state.saves.granted[ticket.group, ticket.first + number] = split
+            elif outcome == BUSY and not ticket.again:
+                state.saves.busy.append((ticket.group, ticket.first + number))
+                state.saves.busy_until = now() + _BUSY_S
         self.counters["granted"] += states.count(GRANTED)
         self.counters["present"] += states.count(PRESENT)
         self.counters["busy"] += states.count(BUSY)
@@ -164,7 +184,7 @@ class SaveBook:
         """Gives up what the request reserved and did not ship."""
         # The daemon reaps what is beyond the bound when it is not sealed in time.
         self._orphans = (self._orphans + state.saves.tickets)[:_MAX_ORPHANS]
-        state.saves.tickets = []
+        state.saves.tickets, state.saves.busy = [], []
         granted, state.saves.granted = state.saves.granted, {}
         self.abandon([frame for frames in granted.values() for frame in frames])
 
@@ -196,3 +216,8 @@ class SaveBook:
             self._session.reserve_abandon(frames)
         except NativeError as error:
             logger.debug("%d frames not given up: %s", len(frames), error)
+
+
+def _adjacent(indices: list[int]) -> int:
+    """How many of the sorted indices follow the first without a gap."""
+    return next((n for n, index in enumerate(indices) if index != indices[0] + n), len(indices))

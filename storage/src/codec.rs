@@ -143,8 +143,7 @@ impl<'a> Reader<'a> {
         let (depth_blocks, group, semantic) = (self.u32()?, self.u16()?, self.u8()?);
         let (bytes, checksum, sequence) = (self.u64()?, self.u64()?, self.u64()?);
         let tenant = TenantId::new(self.text()?).map_err(|_| Malformed("bad tenant id"))?;
-        let hints =
-            BlockHints { program_id: self.text()?.to_owned(), semantic: SemanticType::from_number(semantic) };
+        let hints = BlockHints { program_id: self.text()?.to_owned(), semantic: SemanticType::from_number(semantic) };
         let model = self.text()?.to_owned();
         let needs_ancestors = flags & FLAG_NEEDS_ANCESTORS != 0;
         let meta = RecordMeta {

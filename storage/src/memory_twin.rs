@@ -137,7 +137,9 @@ impl MemoryTwin {
         check_meta(&meta)?;
         let len = usize::try_from(meta.bytes).ok().filter(|len| *len <= payload.len());
         let Some(len) = len else {
-            return Err(StorageError::Refused { what: format!("{} bytes of a buffer of {}", meta.bytes, payload.len()) });
+            return Err(StorageError::Refused {
+                what: format!("{} bytes of a buffer of {}", meta.bytes, payload.len()),
+            });
         };
         let mut bytes = vec![0; len];
         if payload.copy_out(&mut bytes) != meta.checksum {
@@ -167,7 +169,9 @@ impl MemoryTwin {
             return Err(StorageError::Closed);
         }
         if expect.bytes > into.len() as u64 {
-            return Err(StorageError::Refused { what: format!("{} bytes into a buffer of {}", expect.bytes, into.len()) });
+            return Err(StorageError::Refused {
+                what: format!("{} bytes into a buffer of {}", expect.bytes, into.len()),
+            });
         }
         let content = self.medium.content.lock();
         if content.faults.fail_reads {

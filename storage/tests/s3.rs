@@ -162,7 +162,7 @@ async fn outlives_a_server_that_is_killed() {
     for (n, meta, at) in &stored {
         get(&*tier, *n, meta, *at).await.expect("what was acknowledged is there");
     }
-    close(&*tier).await;
+    close(&tier).await;
     let (tier, recovered) = open(&config).await;
     for (n, meta, _) in &stored {
         let (_, at) = recovered.records.iter().find(|(found, _)| found == meta).expect("and recovered");

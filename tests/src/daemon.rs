@@ -330,7 +330,8 @@ impl Drop for Daemon {
         {
             let len = log.metadata().map_or(0, |m| m.len());
             let mut tail = String::new();
-            let read = log.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL))).and_then(|_| log.read_to_string(&mut tail));
+            let read =
+                log.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL))).and_then(|_| log.read_to_string(&mut tail));
             eprintln!("--- the daemon's log ends with ({read:?}):\n{tail}---");
         }
     }

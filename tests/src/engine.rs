@@ -311,7 +311,9 @@ impl Engine {
         let needed = self.groups[group].needed_blocks(tokens);
         let number = u32::try_from(group).expect("few groups");
         match self.scheduler.lookup_frames(request_id, (number, shard.into()), needed.clone()) {
-            FramesPoll::Ready(frames) => needed.zip(frames).filter_map(|(block, frame)| Some((block, frame?))).collect(),
+            FramesPoll::Ready(frames) => {
+                needed.zip(frames).filter_map(|(block, frame)| Some((block, frame?))).collect()
+            }
             other => panic!("the frames of {request_id} are {other:?}"),
         }
     }

@@ -59,7 +59,9 @@ fn a_killed_daemon_finds_its_blocks_on_disk() {
     let mut daemon = daemon!(Setup::default());
     let prompts = [Prompt::new("a", 40), Prompt::new("b", 40)];
     let engine = Engine::attach(&daemon, &Shape::default());
-    prompts.iter().for_each(|prompt| drop(engine.put_all(prompt)));
+    for prompt in &prompts {
+        engine.put_all(prompt);
+    }
     daemon.wait_blocks(Tier::Disk, 80);
     daemon.kill();
     daemon.restart();

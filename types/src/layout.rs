@@ -49,7 +49,9 @@ pub enum BadLayout {
         bytes: u64,
     },
     /// Blocks of a group do not end where hashes end.
-    #[error("blocks of group {group} have {block_tokens} tokens, which is not a positive multiple of the hash's {hash_block_tokens}")]
+    #[error(
+        "blocks of group {group} have {block_tokens} tokens, which is not a positive multiple of the hash's {hash_block_tokens}"
+    )]
     BlockTokens {
         /// Index of the group.
         group: usize,

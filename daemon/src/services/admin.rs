@@ -81,7 +81,9 @@ fn tier_status(node: &Arc<Node>, core: &Core, tier: Tier) -> v1::TierStatus {
             store_status(&mut status, node, node.stores.object.as_deref().map(|o| o as &dyn BlockStore), tier);
         }
     }
-    if tier == Tier::Disk && let Some(disk) = &node.stores.disk {
+    if tier == Tier::Disk
+        && let Some(disk) = &node.stores.disk
+    {
         disk.describe().clone_into(&mut status.detail);
         status.pending_writes = core.pending_offloads() as u64;
         if let Err(error) = disk.health() {

@@ -79,7 +79,10 @@ impl v1::engine_server::Engine for EngineService {
         let notes = if differences.is_empty() {
             Vec::new()
         } else {
-            vec![format!("another layout than the one last seen for {model}: no blocks in common ({})", differences.join("; "))]
+            vec![format!(
+                "another layout than the one last seen for {model}: no blocks in common ({})",
+                differences.join("; ")
+            )]
         };
         notes.iter().for_each(|note| tracing::warn!(engine = message.engine_id, "{note}"));
         let (namespace, layout) =
@@ -107,10 +110,7 @@ impl v1::engine_server::Engine for EngineService {
         Ok(Response::new(v1::HeartbeatReply {}))
     }
 
-    async fn switch_namespace(
-        &self,
-        request: Request<v1::SwitchNamespaceRequest>,
-    ) -> Answer<v1::SwitchNamespaceReply> {
+    async fn switch_namespace(&self, request: Request<v1::SwitchNamespaceRequest>) -> Answer<v1::SwitchNamespaceReply> {
         let message = request.into_inner();
         let id = attachment(&self.0, &message.attachment)?;
         let wire = message.namespace.as_ref().ok_or_else(|| Status::invalid_argument("field namespace is missing"))?;
@@ -124,8 +124,12 @@ impl v1::engine_server::Engine for EngineService {
         let id = attachment(&self.0, &message.attachment)?;
         let ranges = message.ranges.iter().map(lookup_range).collect::<Result<_, _>>()?;
         let deadline = Duration::from_millis(message.deadline_ms.into()).min(self.0.config.limits.lookup.0);
-        let lookup =
-            LookupRequest { attachment: id, request_id: message.request_id, ranges, local_tokens: message.local_tokens };
+        let lookup = LookupRequest {
+            attachment: id,
+            request_id: message.request_id,
+            ranges,
+            local_tokens: message.local_tokens,
+        };
         let lease = self.0.with_core(|core, now| core.lookup(now, lookup)).map_err(|e| core_status(&e))?;
         self.wait_for_onboards(lease, Instant::now() + deadline).await?;
         let answer = self.0.with_core(|core, _| core.collect(lease)).map_err(|e| core_status(&e))?;

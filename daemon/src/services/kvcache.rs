@@ -74,8 +74,7 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
             _ => u32::from_le_bytes(message.page_token[..].try_into().map_err(bad_token)?),
         };
         let size = if message.page_size == 0 { DEFAULT_PAGE } else { message.page_size };
-        let (views, next) =
-            self.0.read_core(|core| core.list(from, size as usize, tier, &message.model_contains));
+        let (views, next) = self.0.read_core(|core| core.list(from, size as usize, tier, &message.model_contains));
         Ok(Response::new(v1::ListReply {
             blocks: views.into_iter().map(block).collect(),
             next_page_token: next.map(|n| n.to_le_bytes().to_vec()).unwrap_or_default().into(),
@@ -97,13 +96,12 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
             self.make_durable(entries).await?;
             self.0.with_core(|core, _| core.apply_evict(&keys, &tiers));
         }
-        let outcomes = plan.outcomes.into_iter().map(|(key, outcome, reason): (BlockKey, Outcome, _)| {
-            v1::TargetOutcome {
+        let outcomes =
+            plan.outcomes.into_iter().map(|(key, outcome, reason): (BlockKey, Outcome, _)| v1::TargetOutcome {
                 key: key.as_bytes().to_vec().into(),
                 outcome: v1::Outcome::from(outcome).into(),
                 reason: reason.to_owned(),
-            }
-        });
+            });
         Ok(Response::new(v1::EvictReply { outcomes: outcomes.collect() }))
     }
 }
@@ -114,10 +112,9 @@ impl KvCacheService {
             return Ok(());
         }
         let journal = Arc::clone(&self.0.journal);
-        let appended = tokio::task::spawn_blocking(move || {
-            entries.chunks(MAX_BATCH).try_for_each(|batch| journal.append(batch))
-        })
-        .await;
+        let appended =
+            tokio::task::spawn_blocking(move || entries.chunks(MAX_BATCH).try_for_each(|batch| journal.append(batch)))
+                .await;
         match appended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {

@@ -140,9 +140,8 @@ impl Core {
     }
 
     fn probe(&self, range: &LookupRange, layout: u16, shards: u16) -> Probed {
-        let visible = |key: &BlockKey, shard| {
-            self.catalog.find(key, layout, shard).filter(|id| self.catalog.get(*id).visible())
-        };
+        let visible =
+            |key: &BlockKey, shard| self.catalog.find(key, layout, shard).filter(|id| self.catalog.get(*id).visible());
         let ids = range.keys.iter().flat_map(|key| (0..shards).map(move |shard| visible(key, shard))).collect();
         Probed { group: range.group, first_block: range.first_block, shards: usize::from(shards), ids }
     }
@@ -285,7 +284,8 @@ fn fates(held: &Lease, groups: &[GroupSpec], usable: u32, answer: &LookupAnswer)
             Fate::Served(slowest(tier))
         } else {
             let wanted = (to_u16(to_u32(reference)), block);
-            let leased = held.blocks.binary_search_by_key(&(wanted.0, wanted.1, 0), |l| (l.group, l.block, l.shard)).is_ok();
+            let leased =
+                held.blocks.binary_search_by_key(&(wanted.0, wanted.1, 0), |l| (l.group, l.block, l.shard)).is_ok();
             let reason = held.reasons.get(index).copied().unwrap_or(MissReason::Novel);
             Fate::Missed(if leased { MissReason::Late } else { reason })
         };

@@ -47,7 +47,8 @@ impl Core {
     fn watch_watermark(&mut self) {
         let capacity = self.frames.capacity_bytes();
         let high = capacity / 100 * u64::from(self.config.high_watermark_percent);
-        if self.config.eager_offload || self.host_used_bytes <= high || self.offloads.len() >= self.config.max_offloads {
+        if self.config.eager_offload || self.host_used_bytes <= high || self.offloads.len() >= self.config.max_offloads
+        {
             return;
         }
         let bare = |id: &BlockId| {
@@ -163,7 +164,11 @@ impl Core {
         counts[to.index()] += 1;
         self.catalog.update(id, |e| {
             if let Some(at) = place {
-                if to == Tier::Disk { e.disk = Some(at) } else { e.object = Some(at) }
+                if to == Tier::Disk {
+                    e.disk = Some(at)
+                } else {
+                    e.object = Some(at)
+                }
                 e.sequence = e.sequence.max(sequence);
             }
             e.flags.set(flag, false);
@@ -264,7 +269,8 @@ impl Core {
 
     /// Drops one record to make room, whatever its rank: its log segment or pack is to be emptied.
     pub fn drop_record(&mut self, tier: Tier, key: &ShardKey, at: Location) {
-        let Some(id) = self.catalog.layout(&key.layout).and_then(|l| self.catalog.find(&key.block, l, key.shard)) else {
+        let Some(id) = self.catalog.layout(&key.layout).and_then(|l| self.catalog.find(&key.block, l, key.shard))
+        else {
             return;
         };
         let entry = self.catalog.get(id);
@@ -378,7 +384,11 @@ impl Core {
             return;
         }
         self.catalog.update(id, |e| {
-            if tier == Tier::Disk { e.disk = Some(at) } else { e.object = Some(at) }
+            if tier == Tier::Disk {
+                e.disk = Some(at)
+            } else {
+                e.object = Some(at)
+            }
             e.sequence = e.sequence.max(meta.sequence);
         });
     }

@@ -102,12 +102,8 @@ impl Bench {
 
     fn lookup(&mut self, request_id: &str, keys: &[u8]) -> LeaseId {
         let range = LookupRange { group: 0, first_block: 0, keys: keys.iter().map(|n| key(*n)).collect() };
-        let request = LookupRequest {
-            attachment: self.who,
-            request_id: request_id.into(),
-            ranges: vec![range],
-            local_tokens: 0,
-        };
+        let request =
+            LookupRequest { attachment: self.who, request_id: request_id.into(), ranges: vec![range], local_tokens: 0 };
         self.core.lookup(NOW, request).unwrap()
     }
 
@@ -183,13 +179,7 @@ fn the_ledger_says_what_became_of_every_token() {
     b.write(&[1, 2, 3]);
     let lease = b.lookup("r", &[1, 2, 3, 4]);
     b.core.collect(lease).unwrap();
-    let report = LoadReport {
-        key: key(3),
-        shard: 0,
-        source: Tier::Host,
-        generation: 3,
-        result: LoadResult::Corrupt,
-    };
+    let report = LoadReport { key: key(3), shard: 0, source: Tier::Host, generation: 3, result: LoadResult::Corrupt };
     b.core.report_loads(b.who, "r", &[report]).unwrap();
     b.release("r", 48, 16);
     let ledger = b.core.ledger();

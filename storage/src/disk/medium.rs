@@ -34,7 +34,11 @@ impl Medium {
     ///
     /// # Errors
     /// [`StorageError::Io`] when the directory cannot be written to.
-    pub(crate) fn probe(dir: &Path, segment_bytes: u64, want_direct: bool) -> Result<(Self, Option<String>), StorageError> {
+    pub(crate) fn probe(
+        dir: &Path,
+        segment_bytes: u64,
+        want_direct: bool,
+    ) -> Result<(Self, Option<String>), StorageError> {
         let mut this = Self { dir: dir.to_owned(), segment_bytes, direct: want_direct };
         let path = dir.join(PROBE_FILE);
         let refused = match this.try_direct(&path) {

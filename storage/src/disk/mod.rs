@@ -226,7 +226,13 @@ impl DiskStore {
         error
     }
 
-    async fn prepare_read(&self, key: &ShardKey, at: Location, expect: Expect, into: &IoBuf) -> Result<ReadHold, StorageError> {
+    async fn prepare_read(
+        &self,
+        key: &ShardKey,
+        at: Location,
+        expect: Expect,
+        into: &IoBuf,
+    ) -> Result<ReadHold, StorageError> {
         let ticket = self.gate.enter(Direction::Read)?;
         if expect.bytes > into.len() as u64 {
             let what = format!("{} bytes into a buffer of {}", expect.bytes, into.len());

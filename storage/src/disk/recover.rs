@@ -71,11 +71,8 @@ pub(crate) fn scan(medium: &Medium, max_segments: u32) -> Result<Scan, StorageEr
                 (header.epoch, entries)
             }
         };
-        scan.segments[segment as usize] = if entries.is_empty() {
-            Segment::free(file)
-        } else {
-            Segment::recovered(file, epoch, &entries)
-        };
+        scan.segments[segment as usize] =
+            if entries.is_empty() { Segment::free(file) } else { Segment::recovered(file, epoch, &entries) };
         let located = entries.into_iter().map(|(offset, meta)| (meta, Location { segment, offset }));
         scan.records.extend(located);
     }
@@ -107,7 +104,9 @@ fn read_segment(medium: &Medium, segment: u32, file: &File, hops: &mut u32, note
     };
     let header = match header {
         Ok(header) if header.segment == segment && header.bytes == bytes => header,
-        Ok(header) => return Content::Alien(format!("written as segment {} of {} bytes", header.segment, header.bytes)),
+        Ok(header) => {
+            return Content::Alien(format!("written as segment {} of {} bytes", header.segment, header.bytes));
+        }
         Err(version @ PageError::Version(_)) => return Content::Alien(version.to_string()),
         Err(PageError::Malformed(why)) => return Content::Alien(format!("its header is not whole ({why})")),
     };

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::*;
-use crate::io::IoEngine;
 use crate::conformance::{Fixture, Opened, get, put, suite};
+use crate::io::IoEngine;
 
 mod crash;
 mod faults;

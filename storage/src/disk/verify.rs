@@ -9,7 +9,13 @@ use crate::io::Part;
 use crate::store::{Expect, Location, StorageError};
 
 /// Checks what was read: the header against what the index and the caller know, the payload against its checksum.
-pub(crate) fn verify(key: &ShardKey, at: Location, expect: Expect, parts: &[Part], pin: &Pin) -> Result<(), StorageError> {
+pub(crate) fn verify(
+    key: &ShardKey,
+    at: Location,
+    expect: Expect,
+    parts: &[Part],
+    pin: &Pin,
+) -> Result<(), StorageError> {
     let corrupt = |what: String| StorageError::Corrupt { key: Box::new(*key), at: Some(at), what };
     let [Part { buf: page @ IoBuf::Heap(_), .. }, payload] = parts else {
         return Err(corrupt("the buffers did not come back".into()));

@@ -197,10 +197,7 @@ pub(crate) fn start(engine: IoEngine, depth: u32) -> io::Result<(Arc<dyn BlockIo
 
 /// An error that means "no space", of whatever kind: the disk's, the quota's, the process's.
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
 #[cfg(test)]

@@ -101,9 +101,7 @@ pub(super) fn encode_frame(entries: &[Entry]) -> Vec<u8> {
         let mut writer = Writer(&mut body);
         match entry {
             Entry::Incarnation(n) => writer.u8(KIND_INCARNATION).u16(8).u64(*n),
-            Entry::Evicted { key, up_to_sequence } => {
-                writer.u8(KIND_EVICTED).u16(66 + 8).key(key).u64(*up_to_sequence)
-            }
+            Entry::Evicted { key, up_to_sequence } => writer.u8(KIND_EVICTED).u16(66 + 8).key(key).u64(*up_to_sequence),
         };
     }
     let mut frame = Vec::with_capacity(body.len() + 12);
@@ -180,9 +178,9 @@ fn entry(reader: &mut Reader<'_>) -> Result<Entry, u8> {
     let mut payload = Reader(reader.raw(usize::from(len)).map_err(|_| kind)?);
     let entry = match kind {
         KIND_INCARNATION => payload.u64().map(Entry::Incarnation),
-        KIND_EVICTED => payload
-            .key()
-            .and_then(|key| payload.u64().map(|up_to_sequence| Entry::Evicted { key, up_to_sequence })),
+        KIND_EVICTED => {
+            payload.key().and_then(|key| payload.u64().map(|up_to_sequence| Entry::Evicted { key, up_to_sequence }))
+        }
         _ => return Err(kind),
     };
     if payload.0.is_empty() { entry.map_err(|_| kind) } else { Err(kind) }

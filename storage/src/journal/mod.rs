@@ -126,7 +126,9 @@ impl Journal {
         if entries.is_empty() {
             return Ok(());
         }
-        let more = entries.iter().filter(|e| matches!(e, Entry::Evicted { key, .. } if !inner.facts.evicted.contains_key(key)));
+        let more = entries
+            .iter()
+            .filter(|e| matches!(e, Entry::Evicted { key, .. } if !inner.facts.evicted.contains_key(key)));
         if inner.facts.evicted.len() + more.count() > MAX_EVICTED {
             return Err(StorageError::Full);
         }

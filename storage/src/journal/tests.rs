@@ -27,7 +27,12 @@ fn file(batches: &[Vec<Entry>]) -> Vec<u8> {
 }
 
 fn batches() -> Vec<Vec<Entry>> {
-    vec![vec![Entry::Incarnation(3)], vec![evicted(1), evicted(2)], vec![evicted(3)], vec![Entry::Incarnation(4), evicted(1)]]
+    vec![
+        vec![Entry::Incarnation(3)],
+        vec![evicted(1), evicted(2)],
+        vec![evicted(3)],
+        vec![Entry::Incarnation(4), evicted(1)],
+    ]
 }
 
 fn facts(batches: &[Vec<Entry>]) -> Facts {

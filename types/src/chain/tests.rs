@@ -39,15 +39,9 @@ fn extra_keys_match_vllm() {
     let cases: [(&[ExtraKey], &str); 5] = [
         (&[salt()], "b369ed1147387070c9542cc12ec10dc4392e36a849b1d3f66319e48e8d5a85db"),
         (&[lora()], "350a4da5e633d110d868f4f306baf2fffff5e45ae028dcedc1c0b29bd9f0d7ea"),
-        (
-            &[image("abc123", -3), image("def", 40)],
-            "7b60a3c78e580fb8e8f12655a39de8acd0d28e255331f341e478ceb25ab36d00",
-        ),
+        (&[image("abc123", -3), image("def", 40)], "7b60a3c78e580fb8e8f12655a39de8acd0d28e255331f341e478ceb25ab36d00"),
         (&[ExtraKey::PromptEmbeds(digest)], "b35aab804915f620cee19188eb57a761b2c1119e26993f0fd8c2b60c794f453f"),
-        (
-            &[lora(), image("abc123", 5), salt()],
-            "9786af661999ab1e884f810ce661bf585a69c164aafad65f1bf70470d6cc94c1",
-        ),
+        (&[lora(), image("abc123", 5), salt()], "9786af661999ab1e884f810ce661bf585a69c164aafad65f1bf70470d6cc94c1"),
     ];
     for (extra, want) in cases {
         assert_eq!(first_block(extra), want, "{extra:?}");

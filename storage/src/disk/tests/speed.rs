@@ -42,7 +42,11 @@ fn recovery_of_20_gib() {
             let (store, recovered) = DiskStore::open(&config).unwrap();
             let took = start.elapsed();
             assert_eq!(recovered.records.len() as u64, records);
-            println!("open of 80 segments, {records} records of {} KiB, {round}: {took:?} ({})", len >> 10, store.describe());
+            println!(
+                "open of 80 segments, {records} records of {} KiB, {round}: {took:?} ({})",
+                len >> 10,
+                store.describe()
+            );
         }
     }
 }
@@ -68,7 +72,8 @@ async fn throughput() {
             let next = Arc::new(std::sync::atomic::AtomicU64::new(0));
             let tasks: Vec<_> = (0..8)
                 .map(|_| {
-                    let (store, next, template, bytes) = (Arc::clone(&store), Arc::clone(&next), template.clone(), bytes.clone());
+                    let (store, next, template, bytes) =
+                        (Arc::clone(&store), Arc::clone(&next), template.clone(), bytes.clone());
                     tokio::spawn(async move {
                         let (mut buf, mut places) = (buffer(&bytes), Vec::new());
                         loop {
@@ -92,6 +97,7 @@ async fn throughput() {
             // Makes them reusable: only sealed segments are.
             store.index.retire_active();
         }
+        raw_read(&store, &template, &places).await;
         let places = Arc::new(Mutex::new(places));
         let start = Instant::now();
         let tasks: Vec<_> = (0..8)
@@ -113,6 +119,35 @@ async fn throughput() {
         }
         report(&store, "read", start, COUNT * LEN as u64);
     }
+}
+
+/// The same transfers by the engine alone: no header, no check, no budget.
+async fn raw_read(store: &DiskStore, template: &RecordMeta, places: &[Location]) {
+    let start = Instant::now();
+    let next = Arc::new(Mutex::new(places.to_vec()));
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let (io, index, next, key) =
+                (Arc::clone(&store.io), Arc::clone(&store.index), Arc::clone(&next), template.key);
+            let len = usize::try_from(template.bytes).unwrap();
+            tokio::spawn(async move {
+                let mut buf = IoBuf::heap(len);
+                loop {
+                    let Some(at) = next.lock().pop() else { return };
+                    let file = Arc::clone(&index.pin(&key, at).unwrap().file);
+                    let offset = u64::from(at.offset + 1) * PAGE_BYTES as u64;
+                    let transfer = Transfer::new(file, Direction::Read, offset, vec![Part { buf, len }]);
+                    let finished = io.run(transfer).await;
+                    finished.result.unwrap();
+                    buf = take_payload(finished.parts);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    report(store, "raw read by the engine alone", start, places.len() as u64 * template.bytes);
 }
 
 fn report(store: &DiskStore, what: &str, start: Instant, bytes: u64) {

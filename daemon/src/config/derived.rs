@@ -1,0 +1,107 @@
+//! What each part of the daemon needs of the configuration.
+
+use kvtier_memory::PageKind;
+use kvtier_policy::CoreConfig;
+use kvtier_storage::object::{ObjectConfig, ObjectPlace, S3CredentialNames};
+use kvtier_storage::{DiskConfig, IoEngine};
+
+use super::{Config, ConfigError};
+
+impl Config {
+    /// Best pages to try for.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`] for an unknown kind.
+    pub fn page_kind(&self) -> Result<PageKind, ConfigError> {
+        let bad = |_| ConfigError::Field {
+            field: "host.pages",
+            reason: format!("{:?} is not huge, transparent or plain", self.host.pages),
+        };
+        self.host.pages.parse().map_err(bad)
+    }
+
+    pub(super) fn eager(&self) -> Result<bool, ConfigError> {
+        match self.offload.mode.as_str() {
+            "eager" => Ok(true),
+            "watermark" => Ok(false),
+            other => {
+                let reason = format!("{other:?} is not eager or watermark");
+                Err(ConfigError::Field { field: "offload.mode", reason })
+            }
+        }
+    }
+
+    /// The core's part.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn core_config(&self) -> Result<CoreConfig, ConfigError> {
+        Ok(CoreConfig {
+            disk: self.disk.enabled,
+            object: self.object.enabled,
+            eager_offload: self.eager()?,
+            high_watermark_percent: self.offload.high_watermark_percent,
+            max_offloads: self.offload.max_in_flight,
+            max_onboards: self.offload.max_onboards_in_flight,
+            lease_ttl: self.limits.lease_ttl.0,
+            reserve_ttl: self.limits.reserve_ttl.0,
+            attachment_ttl: self.limits.attachment_ttl.0,
+        })
+    }
+
+    /// The disk tier's part.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn disk_config(&self) -> Result<DiskConfig, ConfigError> {
+        let io = match self.disk.io.as_str() {
+            "auto" => IoEngine::Auto,
+            "uring" => IoEngine::Uring,
+            "threads" => IoEngine::Threads,
+            other => {
+                let reason = format!("{other:?} is not auto, uring or threads");
+                return Err(ConfigError::Field { field: "disk.io", reason });
+            }
+        };
+        let dir = self.disk.dir.clone().unwrap_or_else(|| self.data_dir.join("disk"));
+        let mut config = DiskConfig::new(dir, self.disk.capacity.0);
+        config.segment_bytes = self.disk.segment.0;
+        config.io = io;
+        config.depth = self.disk.depth;
+        config.direct = self.disk.direct;
+        if self.disk.capacity.0 < self.disk.segment.0.saturating_mul(2) {
+            let reason = format!("{} is less than two log segments of {}", self.disk.capacity, self.disk.segment);
+            return Err(ConfigError::Field { field: "disk.capacity", reason });
+        }
+        Ok(config)
+    }
+
+    /// The object tier's part.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn object_config(&self) -> Result<ObjectConfig, ConfigError> {
+        let place = match &self.object.url {
+            None => ObjectPlace::Local(self.data_dir.join("object")),
+            Some(url) => url.parse().map_err(|e| ConfigError::Field { field: "object.url", reason: format!("{e}") })?,
+        };
+        let place = match place {
+            ObjectPlace::S3(mut s3) => {
+                s3.endpoint.clone_from(&self.object.endpoint);
+                s3.region.clone_from(&self.object.region);
+                s3.allow_http = self.object.allow_http;
+                s3.credentials = self
+                    .object
+                    .credentials_env
+                    .clone()
+                    .map(|[access_key, secret_key]| S3CredentialNames { access_key, secret_key });
+                ObjectPlace::S3(s3)
+            }
+            local => local,
+        };
+        let mut config = ObjectConfig::new(place, self.object.capacity.0);
+        // One writer a prefix: packs die by their writer's own account.
+        config.prefix = format!("{}/{}", self.object.prefix.trim_matches('/'), self.node_id);
+        Ok(config)
+    }
+}

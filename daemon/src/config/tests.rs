@@ -1,0 +1,33 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, String> {
+    let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
+    config.check().map_err(|e| e.to_string())?;
+    Ok(config)
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config.host.capacity, ByteSize(4 << 30));
+    assert!(config.core_config().unwrap().disk);
+}
+
+#[test]
+fn mistakes_are_named() {
+    let cases = [
+        ("hots = 1", "hots"),
+        ("[host]\ncapacity = \"4\"", "not a size"),
+        ("[host]\ncapacity = \"1MiB\"", "host.capacity"),
+        ("[host]\npages = \"big\"", "host.pages"),
+        ("[disk]\nio = \"fast\"", "disk.io"),
+        ("[disk]\ncapacity = \"300MiB\"", "disk.capacity"),
+        ("[object]\nenabled = true\nurl = \"ftp://x\"", "object.url"),
+        ("[offload]\nmode = \"lazy\"", "offload.mode"),
+        ("[limits]\nlookup = \"2h\"", "limits.lookup"),
+    ];
+    for (text, want) in cases {
+        let err = parse(text).unwrap_err();
+        assert!(err.contains(want), "{text:?}: {err}");
+    }
+}
