@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -27,7 +27,7 @@ const DEPTH: u32 = 16;
 const CAPACITY_BYTES: u64 = 2 << 30;
 const SEGMENT_BYTES: u64 = 128 << 20;
 const FLOOR: Floor = Floor::Ratio(0.9);
-const ROUNDS: u64 = 7;
+const ROUNDS: u64 = 9;
 
 pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     for (bytes, name) in [(2_u64 << 20, "2 MiB"), (64 << 10, "64 KiB")] {
@@ -66,6 +66,35 @@ pub(crate) fn meta(number: u64, bytes: u64, checksum: u64) -> RecordMeta {
     }
 }
 
+/// Works on every item, at most `depth` at once; the results, in order.
+async fn each<T, R, F, W>(items: Vec<T>, depth: u32, work: F) -> anyhow::Result<Vec<R>>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+    F: Fn(T) -> W + Clone + Send + 'static,
+    W: Future<Output = anyhow::Result<R>> + Send,
+{
+    let queue = Arc::new(Mutex::new(items.into_iter().enumerate()));
+    let mut workers = JoinSet::new();
+    for _ in 0..depth {
+        let (queue, work) = (Arc::clone(&queue), work.clone());
+        workers.spawn(async move {
+            let next = || queue.lock().expect("taking the next item does not panic").next();
+            let mut done = Vec::new();
+            while let Some((index, item)) = next() {
+                done.push((index, work(item).await?));
+            }
+            anyhow::Ok(done)
+        });
+    }
+    let mut done = Vec::new();
+    while let Some(ended) = workers.join_next().await {
+        done.extend(ended??);
+    }
+    done.sort_unstable_by_key(|(index, _)| *index);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
 /// Writes records, at most `depth` at once; where they lie, in order, and the buffers back.
 ///
 /// # Errors
@@ -75,30 +104,25 @@ pub(crate) async fn write_all(
     records: Vec<(RecordMeta, IoBuf)>,
     depth: u32,
 ) -> anyhow::Result<(Vec<(RecordMeta, Location)>, Vec<IoBuf>)> {
-    let mut done: Vec<Option<(RecordMeta, Location, IoBuf)>> = records.iter().map(|_| None).collect();
-    let mut running = JoinSet::new();
-    let mut waiting = records.into_iter().enumerate();
-    loop {
-        while running.len() < depth as usize {
-            let Some((index, (meta, buffer))) = waiting.next() else { break };
-            let store = Arc::clone(store);
-            running.spawn(async move { (index, meta.clone(), write_one(&store, meta, buffer).await) });
-        }
-        let Some(ended) = running.join_next().await else { break };
-        let (index, meta, result) = ended?;
-        let (at, buffer) = result?;
-        done[index] = Some((meta, at, buffer));
-    }
-    Ok(done.into_iter().flatten().map(|(meta, at, buffer)| ((meta, at), buffer)).unzip())
+    let store = Arc::clone(store);
+    let write = move |(meta, buffer)| {
+        let store = Arc::clone(&store);
+        async move { write_one(&store, meta, buffer).await }
+    };
+    Ok(each(records, depth, write).await?.into_iter().unzip())
 }
 
 /// Writes one record, again as long as the keeper is still making room.
-async fn write_one(store: &DiskStore, meta: RecordMeta, mut buffer: IoBuf) -> anyhow::Result<(Location, IoBuf)> {
+async fn write_one(
+    store: &DiskStore,
+    meta: RecordMeta,
+    mut buffer: IoBuf,
+) -> anyhow::Result<((RecordMeta, Location), IoBuf)> {
     loop {
         let written = store.write(meta.clone(), buffer).await;
         buffer = written.payload;
         match written.result {
-            Ok(at) => return Ok((at, buffer)),
+            Ok(at) => return Ok(((meta, at), buffer)),
             Err(StorageError::Full) => tokio::time::sleep(Duration::from_millis(1)).await,
             Err(error) => return Err(error.into()),
         }
@@ -209,19 +233,14 @@ type Reading = ((RecordMeta, Location), IoBuf);
 
 /// Reads records, at most [`DEPTH`] at once; the buffers back, in order.
 async fn read_all(store: &Arc<DiskStore>, jobs: Vec<Reading>) -> anyhow::Result<Vec<IoBuf>> {
-    let mut done: Vec<Option<IoBuf>> = jobs.iter().map(|_| None).collect();
-    let mut running = JoinSet::new();
-    let mut waiting = jobs.into_iter().enumerate();
-    loop {
-        while running.len() < DEPTH as usize {
-            let Some((index, ((meta, at), buffer))) = waiting.next() else { break };
-            let store = Arc::clone(store);
-            running.spawn(async move { (index, store.read(&meta.key, at, meta.expect(), buffer).await) });
+    let store = Arc::clone(store);
+    let read = move |((meta, at), buffer): Reading| {
+        let store = Arc::clone(&store);
+        async move {
+            let read = store.read(&meta.key, at, meta.expect(), buffer).await;
+            read.result?;
+            Ok(read.into)
         }
-        let Some(ended) = running.join_next().await else { break };
-        let (index, read) = ended?;
-        read.result?;
-        done[index] = Some(read.into);
-    }
-    Ok(done.into_iter().flatten().collect())
+    };
+    each(jobs, DEPTH, read).await
 }

@@ -45,7 +45,7 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     for number in 0..KEPT_PUTS + windows {
         bench.warm(number)?;
     }
-    let rounds = if setting.quick { 7 } else { 15 };
+    let rounds = if setting.quick { 15 } else { 41 };
     let taken: Vec<Taken> = (0..rounds).map(|round| bench.round(round)).collect::<anyhow::Result<_>>()?;
     let bytes = BLOCKS * SHAPE.block_bytes;
     let mut add = |name: &str, baseline, pick: fn(&Taken) -> Round, floor| {
@@ -158,7 +158,7 @@ impl Bench {
     /// The subject in one window of engine memory, the baselines in the one used longest ago; who is first alternates.
     fn round(&mut self, number: u64) -> anyhow::Result<Taken> {
         let mut taken = Taken::default();
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             self.baselines(number + 1, &mut taken)?;
             self.subject(number, &mut taken)?;
         } else {

@@ -88,6 +88,8 @@ pub struct Node {
     /// Every task the node started.
     pub tasks: TaskTracker,
     pub(crate) reclaiming: tokio::sync::Mutex<()>,
+    /// Times that room was made below for records that had been refused.
+    pub(crate) rooms_made: AtomicU64,
     draining: AtomicBool,
     core: Mutex<Core>,
     doors: Mutex<BTreeMap<Token, Door>>,
@@ -137,6 +139,7 @@ impl Node {
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
             reclaiming: tokio::sync::Mutex::new(()),
+            rooms_made: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             core: Mutex::new(parts.core),
             doors: Mutex::new(BTreeMap::new()),

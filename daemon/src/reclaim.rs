@@ -4,6 +4,7 @@
 //! living rest is rewritten, which costs at most a third of what it frees.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kvtier_memory::IoBuf;
 use kvtier_storage::BlockStore;
@@ -27,6 +28,9 @@ pub(crate) fn look_ahead(node: &Arc<Node>, tier: Tier) {
     let node_of_task = Arc::clone(node);
     node.tasks.spawn(async move {
         let Ok(_only_one) = node_of_task.reclaiming.try_lock() else { return };
+        if !scarce(&node_of_task) {
+            return;
+        }
         if let Some(disk) = node_of_task.stores.disk.clone() {
             free_segment(&node_of_task, &disk).await;
         }
@@ -39,9 +43,14 @@ fn scarce(node: &Node) -> bool {
     usage.capacity_bytes - usage.used_bytes.min(usage.capacity_bytes) < SPARE_SEGMENTS * node.config.disk.segment.0
 }
 
-/// Makes room for a record that was refused.
+/// Makes room for a record that was refused. Of many that were refused at once, one makes room for all
+/// (`a_full_disk_makes_room_and_stays_within_its_capacity`).
 pub(crate) async fn make_room(node: &Arc<Node>, tier: Tier) {
+    let before = node.rooms_made.load(Ordering::Acquire);
     let _only_one = node.reclaiming.lock().await;
+    if node.rooms_made.load(Ordering::Acquire) != before {
+        return;
+    }
     match tier {
         Tier::Disk => {
             if let Some(disk) = node.stores.disk.clone() {
@@ -61,6 +70,7 @@ pub(crate) async fn make_room(node: &Arc<Node>, tier: Tier) {
         }
         Tier::Device | Tier::Host => {}
     }
+    node.rooms_made.fetch_add(1, Ordering::AcqRel);
 }
 
 fn drop_record(node: &Arc<Node>, tier: Tier, key: &ShardKey, at: Location) {

@@ -65,6 +65,7 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
             }
             Err(error) => {
                 tracing::error!(%error, "no disk tier");
+                core.without(Tier::Disk);
                 stores.absent.insert(Tier::Disk, error.to_string());
             }
         }
@@ -72,7 +73,11 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
         stores.absent.insert(Tier::Disk, "disabled in the configuration".into());
     }
     let later = open_object(&config, &mut stores).await?;
-    if !config.object.enabled {
+    if later.is_none() && config.object.enabled {
+        core.without(Tier::Object);
+    }
+    // What an absent tier holds may come back with it.
+    if !config.object.enabled && stores.disk.is_some() {
         journal.retain_evicted(|key, _| kept.contains_key(key)).context("cannot compact the journal")?;
     }
     for note in &notes {

@@ -75,6 +75,8 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
         () = stop => {}
         Some(ended) = servers.join_next() => ended?.context("a gRPC listener failed")?,
     }
+    health.set_not_serving::<EngineServer<EngineService>>().await;
+    health.set_not_serving::<KvCacheServer<KvCacheService>>().await;
     shut_down(&node, servers).await;
     growing.join().map_err(|_| anyhow::anyhow!("the growth thread died"))?;
     Ok(())

@@ -17,8 +17,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use self::populated::Populated;
 use crate::mapping::Mapping;
 use crate::{MemoryError, NO_GENERATION, PAGE_BYTES, SLOT_SHIFT, size};
+
+mod populated;
 
 /// Bytes of a huge page that extents ask for.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
@@ -174,6 +177,7 @@ pub struct ExtentFds {
 pub struct MappedExtent {
     memory: Mapping,
     table: Mapping,
+    populated: Populated,
 }
 
 impl MappedExtent {
@@ -190,7 +194,7 @@ impl MappedExtent {
         check_descriptor(&fds.generations, table_bytes(bytes))?;
         let memory = Mapping::shared(fds.extent.as_fd(), size(bytes), writable)?;
         let table = Mapping::shared(fds.generations.as_fd(), size(table_bytes(bytes)), false)?;
-        Ok(Self { memory, table })
+        Ok(Self { memory, table, populated: Populated::none_of(bytes) })
     }
 
     /// Start of the extent in this process; not writable unless [`MappedExtent::writable`].
@@ -246,18 +250,20 @@ impl MappedExtent {
         self.populate_range(0, self.len())
     }
 
-    /// Maps the pages of a range now; what lies beyond the extent is ignored.
+    /// Maps the pages of a range now, unless that was done before; what lies beyond the extent is ignored.
     ///
     /// # Errors
     /// [`MemoryError::System`].
     pub fn populate_range(&self, offset: u64, bytes: u64) -> Result<(), MemoryError> {
-        match self.memory.populate(size(offset), size(bytes)) {
-            Err(Errno::INVAL) => {
-                self.memory.touch(size(offset), size(bytes), false);
-                Ok(())
-            }
-            other => other.map_err(MemoryError::system("madvise(MADV_POPULATE)")),
+        if self.populated.has(offset, bytes) {
+            return Ok(());
         }
+        match self.memory.populate(size(offset), size(bytes)) {
+            Err(Errno::INVAL) => self.memory.touch(size(offset), size(bytes), false),
+            other => other.map_err(MemoryError::system("madvise(MADV_POPULATE)"))?,
+        }
+        self.populated.add(offset, bytes);
+        Ok(())
     }
 }
 

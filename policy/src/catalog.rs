@@ -214,6 +214,8 @@ impl Catalog {
 
     /// Entries from slab index `from` on.
     pub(crate) fn iter_from(&self, from: u32) -> impl Iterator<Item = (BlockId, &Entry)> {
+        // A page token may say anything; counting must not pass the last number.
+        let from = from.min(u32::try_from(self.slab.len()).unwrap_or(u32::MAX - 1));
         let slots = (from..).zip(self.slab.iter().skip(from as usize));
         slots.filter_map(|(at, slot)| slot.as_ref().map(|entry| (BlockId(at), entry)))
     }

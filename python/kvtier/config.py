@@ -27,8 +27,8 @@ class Config:
     save_timeout_ms: int = 10_000
     # How long the blocks of a finished request may be kept for reservations that are not answered yet.
     finish_grace_ms: int = 200
-    # How long shutdown may take to let saves finish.
-    shutdown_timeout_ms: int = 5_000
+    # How long shutdown may take to let saves finish; vLLM kills what takes more than a few seconds.
+    shutdown_timeout_ms: int = 2_000
     # Longest wait for one call of the daemon.
     call_timeout_ms: int = 2_000
     # Threads that copy, in each worker.

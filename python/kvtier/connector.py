@@ -46,7 +46,7 @@ _SOURCES = {
     "peer": CacheHitSource.P2P,
     "object": CacheHitSource.EXTERNAL_UNSPECIFIED,
 }
-# A folder where each connector leaves its counters as JSON when it shuts down: for tests.
+# A folder where each connector leaves its counters as JSON, at the end of each request and of itself: for tests.
 _COUNTERS_ENV = "KVTIER_COUNTERS_DIR"
 
 
@@ -223,7 +223,11 @@ class KvTierConnector(KVConnectorBase_V1, SupportsHMA):
         return self.request_finished_all_groups(request, (block_ids,))
 
     def request_finished_all_groups(self, request: Any, block_ids: Sequence[list[int]]) -> tuple[bool, dict | None]:
-        return (self._scheduler.finished(request, block_ids) if self._scheduler is not None else False), None
+        if self._scheduler is None:
+            return False, None
+        keep = self._scheduler.finished(request, block_ids)
+        self._leave_counters()
+        return keep, None
 
     def reset_cache(self) -> bool | None:
         if self._scheduler is not None:

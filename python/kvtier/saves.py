@@ -67,9 +67,10 @@ class SaveBook:
             return True
         mine = sorted(index for place, index in state.saves.busy if place == group.index)
         while mine:
-            count = max(self._run(state, group, ids, mine[0], mine[0] + _adjacent(mine)), 1)
-            if not self._submit(state, group, mine[0], count, again=True):
+            count = self._run(state, group, ids, mine[0], mine[0] + _adjacent(mine))
+            if count and not self._submit(state, group, mine[0], count, again=True):
                 return False
+            count = max(count, 1)
             state.saves.busy = [p for p in state.saves.busy if p[0] != group.index or p[1] not in mine[:count]]
             mine = mine[count:]
         return True
@@ -110,7 +111,10 @@ class SaveBook:
     def unreserved(self, state: RequestState) -> bool:
         """Whether a block with a known hash was not asked for yet."""
         saves = state.saves
-        return not state.stale and (bool(saves.busy) and now() >= saves.busy_until or any(saves.next[g.index] < state.hashed_blocks(g) for g in self.groups))
+        if state.stale:
+            return False
+        again = bool(saves.busy) and now() >= saves.busy_until
+        return again or any(saves.next[group.index] < state.hashed_blocks(group) for group in self.groups)
 
     def trim(self, state: RequestState, complete_tokens: int) -> None:
         """The request ends: gives up the frames of blocks that will never be complete."""

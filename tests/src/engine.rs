@@ -158,17 +158,29 @@ impl Engine {
         self.sessions().map(of).sum()
     }
 
-    /// Puts a prompt and waits until the daemon took all of it.
+    /// Puts a prompt and waits until the daemon took all of it: busy blocks (the arena grows, another writes them) are
+    /// tried again. `present` counts those of the first try.
     ///
     /// # Panics
-    /// When any of it was not taken.
+    /// When any of it was not taken in time, or was refused for good.
     pub fn put_all(&self, prompt: &Prompt) -> Put {
         let applied = self.counter("seals_applied");
-        let put = self.put(prompt);
-        assert!(put.busy == 0 && put.lost == 0, "{prompt:?} was not put as a whole: {put:?}");
-        let wanted = applied + u64::from(put.saved);
+        let mut sum = self.put(prompt);
+        until("room for all blocks", || {
+            if sum.busy == 0 {
+                return Some(());
+            }
+            let again = self.put(prompt);
+            sum.granted += again.granted;
+            sum.saved += again.saved;
+            sum.lost += again.lost;
+            sum.busy = again.busy;
+            None
+        });
+        assert_eq!(sum.lost, 0, "{prompt:?} was not put as a whole: {sum:?}");
+        let wanted = applied + u64::from(sum.saved);
         until("the seals", || (self.counter("seals_applied") >= wanted).then_some(()));
-        put
+        sum
     }
 
     /// Puts a prompt: reserves, copies; the seals follow in the background.

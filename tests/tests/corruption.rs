@@ -2,11 +2,14 @@
 //! never delivered; the harness fails on any wrong byte by itself.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+
 use kvtier::jobs::job::{Fate, Kind, Transfer};
 use kvtier_proto::v1::Tier;
 use kvtier_tests::daemon::count;
 use kvtier_tests::disk::{Place, files, find, find_payload, is_sealed};
 use kvtier_tests::shape::content;
+use kvtier_tests::wait::until;
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
 
 /// Bytes of a block in these tests.
@@ -21,8 +24,15 @@ fn on_disk() -> (Daemon, Engine, Prompt) {
     let prompt = Prompt::new("on disk", BLOCKS);
     engine.put_all(&prompt);
     daemon.wait_blocks(Tier::Disk, BLOCKS.into());
+    // The footer of the first segment is written behind the last record's back.
+    until("a sealed segment", || segments(&daemon).iter().any(|path| is_sealed(path)).then_some(()));
     daemon.kill();
     (daemon, engine, prompt)
+}
+
+fn segments(daemon: &Daemon) -> Vec<PathBuf> {
+    let all = files(&daemon.disk_dir()).into_iter();
+    all.filter(|path| path.extension().is_some_and(|extension| extension == "kvt")).collect()
 }
 
 fn payload_of(prompt: &Prompt, block: u32) -> Vec<u8> {
@@ -147,7 +157,7 @@ fn random_damage_never_becomes_wrong_bytes() {
         (state >> 33) % below
     };
     for round in 0..4 {
-        for path in files(&daemon.data_dir()).iter().filter(|p| p.extension().is_some_and(|e| e == "kvt")) {
+        for path in segments(&daemon) {
             for _ in 0..3 {
                 let offset = random(path.metadata().unwrap().len());
                 Place { path: path.clone(), offset }.flip(0);

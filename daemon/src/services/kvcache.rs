@@ -86,7 +86,17 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
         let keys = keys(&message.keys)?;
         let tiers = message.tiers.iter().map(|t| convert::tier("tiers", *t).map_err(wire_status));
         let tiers: Vec<Tier> = tiers.filter_map(Result::transpose).collect::<Result<_, _>>()?;
-        let plan = self.0.read_core(|core| core.plan_evict(&keys, &tiers));
+        let plan = if message.dry_run {
+            self.0.read_core(|core| core.plan_evict(&keys, &tiers))
+        } else {
+            // In one step: a movement that began in between would write a record that the journal's entry does not cover
+            // (`a_block_on_its_way_to_disk_is_evicted_for_good`).
+            self.0.with_core(|core, _| {
+                let plan = core.plan_evict(&keys, &tiers);
+                core.apply_evict(&keys, &tiers);
+                plan
+            })
+        };
         if !message.dry_run {
             let entries: Vec<Entry> = plan
                 .journal
@@ -94,7 +104,6 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
                 .map(|(key, sequence)| Entry::Evicted { key: *key, up_to_sequence: *sequence })
                 .collect();
             self.make_durable(entries).await?;
-            self.0.with_core(|core, _| core.apply_evict(&keys, &tiers));
         }
         let outcomes =
             plan.outcomes.into_iter().map(|(key, outcome, reason): (BlockKey, Outcome, _)| v1::TargetOutcome {
@@ -118,7 +127,8 @@ impl KvCacheService {
         match appended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                Err(Status::unavailable(format!("nothing was evicted: the journal cannot be written: {error}")))
+                let text = "evicted now, but a restart may bring the blocks back: the journal cannot be written";
+                Err(Status::unavailable(format!("{text}: {error}")))
             }
             Err(_) => Err(Status::internal("the journal's task died")),
         }

@@ -22,7 +22,7 @@ fn core_status(error: &CoreError) -> Status {
     match error {
         CoreError::UnknownAttachment | CoreError::UnknownLease => Status::failed_precondition(text),
         CoreError::Limit { .. } => Status::resource_exhausted(text),
-        CoreError::UnknownGroup { .. } => Status::invalid_argument(text),
+        CoreError::UnknownGroup { .. } | CoreError::BadRange { .. } => Status::invalid_argument(text),
         CoreError::EngineMismatch { .. } => Status::already_exists(text),
         _ => Status::internal(text),
     }

@@ -97,7 +97,7 @@ impl Core {
             probed.iter().any(|p| p.group as usize == g && p.block(b).is_some_and(|s| s.iter().all(Option::is_some)))
         };
         let usable = usable_prefix(&layout.groups, request.local_tokens, max_tokens, present);
-        let reasons = self.reasons(&request, &layout);
+        let reasons = self.reasons(&request, &layout, &probed);
         let blocks = self.leasable(&probed, &layout.groups, request.local_tokens, usable);
         let id = LeaseId(self.take_id());
         let lease = Lease {
@@ -132,11 +132,19 @@ impl Core {
         if request.request_id.len() > MAX_REQUEST_ID_BYTES {
             return limit("bytes of a request id", MAX_REQUEST_ID_BYTES);
         }
-        let groups = attachment.layout.groups.len();
-        match request.ranges.iter().find(|r| r.group as usize >= groups) {
-            Some(range) => Err(CoreError::UnknownGroup { group: range.group, groups }),
-            None => Ok(()),
+        let groups = &attachment.layout.groups;
+        for (index, range) in request.ranges.iter().enumerate() {
+            let unknown = CoreError::UnknownGroup { group: range.group, groups: groups.len() };
+            let spec = groups.get(range.group as usize).ok_or(unknown)?;
+            let end = range.first_block.checked_add(to_u32(range.keys.len()));
+            if end.and_then(|end| end.checked_mul(spec.block_tokens)).is_none() {
+                return Err(CoreError::BadRange { what: "it ends beyond the tokens that 32 bits count" });
+            }
+            if request.ranges[..index].iter().any(|r| r.group == range.group) {
+                return Err(CoreError::BadRange { what: "its group is asked for twice" });
+            }
         }
+        Ok(())
     }
 
     fn probe(&self, range: &LookupRange, layout: u16, shards: u16) -> Probed {
@@ -147,13 +155,18 @@ impl Core {
     }
 
     /// Why each block of the reference group is missing, should it not be offered.
-    fn reasons(&self, request: &LookupRequest, layout: &Layout) -> Vec<MissReason> {
+    fn reasons(&self, request: &LookupRequest, layout: &Layout, probed: &[Probed]) -> Vec<MissReason> {
         let reference = reference_group(&layout.groups);
         let Some(range) = request.ranges.iter().find(|r| r.group as usize == reference) else { return Vec::new() };
+        let Some(probed) = probed.iter().find(|p| p.group as usize == reference) else { return Vec::new() };
         let Ok(attachment) = self.attached(request.attachment) else { return Vec::new() };
         let mut carried = MissReason::Novel;
         let mut out = Vec::with_capacity(range.keys.len());
-        for key in &range.keys {
+        for (key, ids) in range.keys.iter().zip(probed.ids.chunks(probed.shards)) {
+            if ids.iter().all(Option::is_some) {
+                out.push(carried);
+                continue;
+            }
             let shards = (0..layout.shards).map(|s| self.catalog.find(key, attachment.layout_number, s));
             let missing = shards.flatten().find(|id| !self.catalog.get(*id).visible());
             let any = self.catalog.find(key, attachment.layout_number, 0);
@@ -234,7 +247,9 @@ impl Core {
         let mut answer = LookupAnswer::default();
         for (group, first, count) in &held.asked {
             let needed = layout.groups[usize::from(*group)].needed_blocks(usable);
-            let mut range = RangeAnswer::default();
+            let frames = needed.len().min(*count as usize) * shards;
+            let mut range =
+                RangeAnswer { found: Vec::with_capacity(*count as usize), frames: Vec::with_capacity(frames) };
             for block in *first..first + count {
                 let run = if needed.contains(&block) { ready(usize::from(*group), block) } else { None };
                 range.found.push(run.and_then(|r| r.iter().map(|l| l.source).max()));
@@ -274,7 +289,7 @@ fn fates(held: &Lease, groups: &[GroupSpec], usable: u32, answer: &LookupAnswer)
     let tokens = groups[reference].block_tokens;
     let found = &answer.ranges[at].found;
     let slowest = |tier: &Option<Tier>| tier.unwrap_or(Tier::Host);
-    let mut runs = Vec::with_capacity(found.len());
+    let mut runs: Vec<Run> = Vec::new();
     for (index, tier) in found.iter().enumerate() {
         let block = first + to_u32(index);
         if (block + 1) * tokens <= held.local_tokens {
@@ -289,7 +304,10 @@ fn fates(held: &Lease, groups: &[GroupSpec], usable: u32, answer: &LookupAnswer)
             let reason = held.reasons.get(index).copied().unwrap_or(MissReason::Novel);
             Fate::Missed(if leased { MissReason::Late } else { reason })
         };
-        runs.push(Run { fate, tokens });
+        match runs.last_mut() {
+            Some(Run { fate: last, tokens: sum }) if *last == fate => *sum += tokens,
+            _ => runs.push(Run { fate, tokens }),
+        }
     }
     runs
 }

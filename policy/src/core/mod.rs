@@ -98,6 +98,12 @@ pub enum CoreError {
         /// Groups of the layout.
         groups: usize,
     },
+    /// Blocks that no prompt has.
+    #[error("range of blocks: {what}")]
+    BadRange {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// Two attachments of one engine disagree.
     #[error("engine {engine} is attached with another {what}: restart the engine, or give each engine its own id")]
     EngineMismatch {
@@ -250,6 +256,15 @@ impl Core {
             tick: 0,
             next_sequence: 1,
             next_id: 1,
+        }
+    }
+
+    /// Tells the core that a configured tier is not there after all: blocks go to the next one.
+    pub const fn without(&mut self, tier: Tier) {
+        match tier {
+            Tier::Device | Tier::Host => {}
+            Tier::Disk => self.config.disk = false,
+            Tier::Object => self.config.object = false,
         }
     }
 

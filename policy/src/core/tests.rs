@@ -291,6 +291,18 @@ fn evicting_by_verb_hides_at_once_and_drops_when_the_lease_ends() {
 }
 
 #[test]
+fn ranges_that_no_prompt_has_are_refused() {
+    let mut b = Bench::new(4, false);
+    let range = |group, first_block| LookupRange { group, first_block, keys: vec![key(1), key(2)] };
+    let cases = [vec![range(0, u32::MAX)], vec![range(0, u32::MAX / 16)], vec![range(0, 0), range(0, 0)]];
+    for ranges in cases {
+        let request = LookupRequest { attachment: b.who, request_id: "r".into(), ranges, local_tokens: 0 };
+        assert!(matches!(b.core.lookup(NOW, request), Err(CoreError::BadRange { .. })));
+    }
+    assert!(b.core.list(u32::MAX, 10, None, "").0.is_empty(), "nor do pages beyond the last");
+}
+
+#[test]
 fn recovered_records_serve_again_and_the_latest_of_a_key_wins() {
     let mut first = Bench::new(4, true);
     first.write(&[1, 2]);

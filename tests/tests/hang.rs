@@ -1,0 +1,109 @@
+//! A daemon that is stopped in its tracks: every call of the connector ends within its own deadline.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use kvtier::jobs::job::{Fate, Kind, Transfer};
+use kvtier_tests::daemon::SLACK;
+use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
+use rustix::process::Signal;
+
+fn setup() -> Setup {
+    // Heartbeats every 200 ms.
+    Setup { limits: "attachment_ttl = \"1s\"".into(), ..Setup::default() }
+}
+
+fn engine(daemon: &Daemon) -> Engine {
+    let mut engine = Engine::attach(daemon, &Shape { call_timeout_ms: 300, ..Shape::default() });
+    engine.deadline = Duration::from_millis(400);
+    engine
+}
+
+/// Runs something and fails when it takes longer than `limit`, and what a busy machine adds.
+fn timed<T>(what: &str, limit: Duration, run: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let result = run();
+    let took = began.elapsed();
+    assert!(took < limit + SLACK, "{what} took {took:?}");
+    result
+}
+
+#[test]
+fn lookups_reservations_and_jobs_end_and_come_back() {
+    let daemon = daemon!(setup());
+    let engine = engine(&daemon);
+    let prompt = Prompt::new("before", 20);
+    engine.put_all(&prompt);
+    assert_eq!(engine.get(&prompt).whole(), Some(320));
+    daemon.signal(Signal::STOP);
+    // Before anybody can have noticed, and after everybody has.
+    for _ in 0..2 {
+        let (request, hit) = timed("a lookup", engine.deadline, || engine.lookup(&prompt));
+        assert_eq!(hit.tokens, 0);
+        engine.release(&request, 0, 0);
+        let fresh = Prompt::new("during", 4);
+        let put = timed("a put", Duration::from_millis(300) + engine.deadline, || engine.put(&fresh));
+        assert_eq!((put.granted, put.busy), (0, 4));
+        engine.wait_detached();
+    }
+    daemon.signal(Signal::CONT);
+    engine.wait_attached();
+    assert_eq!(engine.get(&prompt).whole(), Some(320), "what it had, it has");
+    assert_eq!(engine.put_all(&Prompt::new("after", 4)).granted, 4);
+}
+
+#[test]
+fn a_load_whose_extent_cannot_be_mapped_ends_lost() {
+    let daemon = daemon!(setup());
+    let writer = engine(&daemon);
+    let prompt = Prompt::new("mapped", 20);
+    writer.put_all(&prompt);
+    let reader = engine(&daemon);
+    let (request, hit) = reader.lookup(&prompt);
+    assert_eq!(hit.tokens, 320);
+    let frames = reader.frames(&request, 0, 0, hit.tokens);
+    daemon.signal(Signal::STOP);
+    let transfers = frames.iter().zip(0..).map(|((_, frame), slot)| Transfer { frame: *frame, block_id: slot });
+    let (session, _) = reader.worker(0);
+    let kind = Kind::Load { request_id: request.clone() };
+    let fates = timed("a load", reader.deadline, || reader.run_job(session, kind, transfers.collect()));
+    assert!(fates.iter().all(|fate| *fate == Fate::Lost), "{fates:?}");
+    timed("closing", Duration::from_secs(5), || reader.close());
+    // Frames mapped before stay readable: they are memory, and their daemon is not dead.
+    daemon.signal(Signal::CONT);
+    writer.wait_attached();
+    assert_eq!(writer.get(&prompt).whole(), Some(320));
+    daemon.wait_status("the reader's leases to be gone", |status| status.attachments.len() == 2);
+}
+
+#[test]
+fn closing_a_session_on_a_stopped_daemon_keeps_to_its_deadline() {
+    let daemon = daemon!(setup());
+    let engine = engine(&daemon);
+    let prompt = Prompt::new("closing", 4);
+    engine.put_all(&prompt);
+    daemon.signal(Signal::STOP);
+    let put = engine.put(&Prompt::new("never answered", 4));
+    assert_eq!(put.saved, 0);
+    timed("closing", Duration::from_millis(100), || {
+        engine.scheduler().close(Duration::from_millis(100));
+        engine.worker(0).0.close(Duration::from_millis(100));
+    });
+    let (_, hit) = timed("a lookup after the close", engine.deadline, || engine.lookup(&prompt));
+    assert_eq!(hit.tokens, 0);
+    daemon.signal(Signal::CONT);
+    daemon.wait_status("the attachments to be reaped", |status| status.attachments.is_empty());
+}
+
+#[test]
+fn a_new_session_does_not_wait_for_a_stopped_daemon() {
+    let daemon = daemon!(setup());
+    daemon.signal(Signal::STOP);
+    let shape = Shape { call_timeout_ms: 300, ..Shape::default() };
+    let engine = timed("opening", Duration::ZERO, || Engine::open(&daemon.socket().to_string_lossy(), &shape));
+    let (_, hit) = timed("a lookup", Duration::ZERO, || engine.lookup(&Prompt::new("new", 4)));
+    assert_eq!(hit.tokens, 0);
+    daemon.signal(Signal::CONT);
+    engine.wait_attached();
+    engine.put_all(&Prompt::new("new", 4));
+}
