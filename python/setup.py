@@ -19,7 +19,9 @@ def find_library() -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise SystemExit("libkvtier.so not found: build it with `cargo build --release -p kvtier-connector-ffi`, or set KVTIER_LIBRARY")
+    raise SystemExit(
+        "libkvtier.so not found: build it with `cargo build --release -p kvtier-connector-ffi`, or set KVTIER_LIBRARY"
+    )
 
 
 class BuildWithLibrary(build_py):

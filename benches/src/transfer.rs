@@ -20,7 +20,7 @@ use self::mapped::Extents;
 use crate::Setting;
 use crate::daemon::Daemon;
 use crate::engine::{self, BLOCK_TOKENS, Shape};
-use crate::raw::{memcpy, streamed};
+use crate::raw::{checksummed, memcpy, streamed};
 use crate::report::{Floor, Report, Row};
 use crate::session::Session;
 use crate::stats::Round;
@@ -62,6 +62,10 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     add("put 64 x 2 MiB", "streamed", |t| Round { subject_s: t.put, baseline_s: t.put_streamed }, Floor::None);
     add("get 64 x 2 MiB", "memcpy", |t| Round { subject_s: t.get, baseline_s: t.get_memcpy }, FLOOR);
     add("get 64 x 2 MiB", "streamed", |t| Round { subject_s: t.get, baseline_s: t.get_streamed }, Floor::None);
+    let copied = |t: &Taken| Round { subject_s: t.put_checksummed, baseline_s: t.put_memcpy };
+    add("  the put's copy alone", "memcpy", copied, Floor::None);
+    let copied = |t: &Taken| Round { subject_s: t.get_checksummed, baseline_s: t.get_memcpy };
+    add("  the get's copy alone", "memcpy", copied, Floor::None);
     let micros = |pick: fn(&Taken) -> f64| taken.iter().map(|t| pick(t) * 1e6).collect::<Vec<f64>>();
     report.add(Row::value("  of the put, reserving", "us", micros(|t| t.reserve), Floor::None));
     report.add(Row::value("  of the get, looking up", "us", micros(|t| t.lookup), Floor::None));
@@ -85,6 +89,8 @@ struct Taken {
     put_streamed: f64,
     get_memcpy: f64,
     get_streamed: f64,
+    put_checksummed: f64,
+    get_checksummed: f64,
 }
 
 struct Bench {
@@ -204,6 +210,8 @@ impl Bench {
         taken.get_memcpy = memcpy(&from);
         taken.put_streamed = streamed(&into, Direction::IntoFrame);
         taken.get_streamed = streamed(&from, Direction::FromFrame);
+        taken.put_checksummed = checksummed(&into, Direction::IntoFrame);
+        taken.get_checksummed = checksummed(&from, Direction::FromFrame);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_uint8, c_uint32, c_uint64, c_void_p, c_size_t
+from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 ABI_VERSION = 1
@@ -164,7 +164,9 @@ def library() -> ctypes.CDLL:
     lib.kvtier_abi_version.restype = c_uint32
     found = lib.kvtier_abi_version()
     if found != ABI_VERSION:
-        raise RuntimeError(f"{path} has ABI version {found}, this plugin needs {ABI_VERSION}: install one release of both")
+        raise RuntimeError(
+            f"{path} has ABI version {found}, this plugin needs {ABI_VERSION}: install one release of both"
+        )
     for name, arguments in _SIGNATURES.items():
         function = getattr(lib, name)
         function.argtypes, function.restype = arguments, c_int32

@@ -48,7 +48,8 @@ class Config:
         unknown = sorted(set(extra) - set(known))
         if unknown:
             raise ValueError(
-                f"kv_connector_extra_config has unknown keys {', '.join(unknown)}: kvtier knows {', '.join(sorted(known))}"
+                f"kv_connector_extra_config has unknown keys {', '.join(unknown)}: "
+                f"kvtier knows {', '.join(sorted(known))}"
             )
         for key, value in extra.items():
             _check(key, value, known[key])

@@ -1,7 +1,7 @@
 """`KvTierConnector`: vLLM's connector interface over the scheduler and worker sides.
 
-vLLM makes one connector in the scheduler's process and one in each worker. The workers know the tensors, so they build the
-spec; the scheduler side gets it in the handshake and opens its own session then.
+vLLM makes one connector in the scheduler's process and one in each worker. The workers know the tensors, so they build
+the spec; the scheduler side gets it in the handshake and opens its own session then.
 """
 
 from __future__ import annotations
@@ -239,7 +239,11 @@ class KvTierConnector(KVConnectorBase_V1, SupportsHMA):
     def counters(self) -> dict:
         """Counts of this side and of its session."""
         side = self._scheduler or self._worker
-        return {"side": side.counters() if self._scheduler else dict(side.counters), "session": self._session.counters()} if side else {}
+        return (
+            {"side": side.counters() if self._scheduler else dict(side.counters), "session": self._session.counters()}
+            if side
+            else {}
+        )
 
     def shutdown(self) -> None:
         """Leaves the counters behind where asked, and lets started saves finish within the deadline."""

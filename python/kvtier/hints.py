@@ -1,7 +1,7 @@
 """What a request says of its tokens: `kv_transfer_params` of the OpenAI API, validated.
 
-`{"program_id": str, "semantic": TYPE, "spans": [{"start": int, "end": int, "type": TYPE}]}`; spans are token ranges of the
-prompt. Other keys belong to other connectors. What does not make sense is dropped with one warning a process.
+`{"program_id": str, "semantic": TYPE, "spans": [{"start": int, "end": int, "type": TYPE}]}`; spans are token ranges of
+the prompt. Other keys belong to other connectors. What does not make sense is dropped with one warning a process.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ _warned = False
 
 @dataclass(frozen=True)
 class Hints:
-    """Program and default type of a request's blocks, and the spans of other types."""
+    """Program and default type of a request's blocks, spans of other types, and its salt, which chooses the tenant."""
 
     program_id: str = ""
     semantic: int = 0
     # (first token, end token, type)
     spans: tuple[tuple[int, int, int], ...] = ()
+    salt: str | None = None
 
     def of_block(self, start: int, end: int) -> int:
         """The type of the block of tokens `start..end`."""
@@ -49,8 +50,8 @@ class Hints:
         return max(found, key=_RANK.__getitem__) if found else self.semantic
 
     def with_semantic(self, semantic: int) -> Hints:
-        """The same program with another type."""
-        return Hints(self.program_id, semantic)
+        """The same with another type for all."""
+        return Hints(self.program_id, semantic, salt=self.salt)
 
 
 NO_HINTS = Hints()

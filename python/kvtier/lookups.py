@@ -1,7 +1,7 @@
 """Scheduler side of loads: lookups submitted ahead, polled locally, claimed once, released exactly once.
 
-A request whose load failed is never looked up again, and the blocks that failed are left out of other requests' hits for
-a while: without both, vLLM would retry a failed first block for ever.
+A request whose load failed is never looked up again, and the blocks that failed are left out of other requests' hits
+for a while: without both, vLLM would retry a failed first block for ever.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ class Lookups:
         if not hashes:
             return
         state.lookups += 1
-        salt = getattr(state.request, "cache_salt", None)
         try:
-            self._session.lookup_submit(state.id, [bytes(h) for h in hashes], self._timeout_ms, salt, state.hints)
+            self._session.lookup_submit(state.id, [bytes(h) for h in hashes], self._timeout_ms, state.hints)
         except NativeError as error:
             logger.debug("lookup of %s not submitted: %s", state.id, error)
             return
@@ -108,7 +107,7 @@ class Lookups:
                 found = [shard[at : at + FRAME_BYTES] for shard in frames]
                 if len(found) == self._shape.shards and all(f[:KEY_BYTES] != ZERO_KEY and f for f in found):
                     task.blocks.append(block)
-                    for part, frame in zip(parts, found):
+                    for part, frame in zip(parts, found, strict=True):
                         part.append(transfer(frame, ids[index]))
                 else:
                     task.missing.append(block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvtier import hints as hint
@@ -108,12 +108,18 @@ class RequestState:
         """The state of a request that just arrived."""
         # An adapter's name and path are in the hash, its weights are not.
         bypass = getattr(request, "lora_request", None) is not None
-        return cls(request, hint.parse(getattr(request, "kv_transfer_params", None)), bypass)
+        hints = hint.parse(getattr(request, "kv_transfer_params", None))
+        return cls(request, replace(hints, salt=getattr(request, "cache_salt", None)), bypass)
 
     @property
     def id(self) -> str:
         """vLLM's request id."""
         return self.request.request_id
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that are known and computed: vLLM counts ahead of what it knows."""
+        return min(self.request.num_computed_tokens, self.request.num_tokens)
 
     def hashed_blocks(self, group: Group) -> int:
         """Blocks of a group whose hash is known."""

@@ -87,7 +87,11 @@ class SaveBook:
         if gone(first):
             return 0
         kind, last = semantic(first), first + 1
-        while last < min(end, first + _MAX_RESERVE) and not gone(last) and (not state.hints.spans or semantic(last) == kind):
+        while (
+            last < min(end, first + _MAX_RESERVE)
+            and not gone(last)
+            and (not state.hints.spans or semantic(last) == kind)
+        ):
             last += 1
         return last - first
 
@@ -95,10 +99,9 @@ class SaveBook:
         hashes = [state.block_hash(group, index) for index in range(first, first + count)]
         parent = state.block_hash(group, first - 1) if first else None
         kind = state.hints.of_block(first * group.block_tokens, (first + count) * group.block_tokens)
-        salt = getattr(state.request, "cache_salt", None)
         try:
             hints = state.hints.with_semantic(kind)
-            ticket = self._session.reserve_submit(group.index, first, hashes, parent, salt, hints)
+            ticket = self._session.reserve_submit(group.index, first, hashes, parent, hints)
         except NativeError as error:
             # Too many at once: asked for again next step. Anything else: these blocks are not saved.
             logger.debug("no reservation for %s: %s", state.id, error)
@@ -160,7 +163,7 @@ class SaveBook:
             if index >= len(ids) or ids[index] == self.null_block:
                 unused.extend(frames)
                 continue
-            for part, frame in zip(durable if group.durable else volatile, frames):
+            for part, frame in zip(durable if group.durable else volatile, frames, strict=True):
                 part.append(transfer(frame, ids[index]))
         for place in shipped:
             del state.saves.granted[place]

@@ -13,10 +13,11 @@ from typing import Any
 
 from kvtier import request as req
 from kvtier.config import Config
+from kvtier.drains import Drains
 from kvtier.guard import guarded, report
 from kvtier.lookups import Lookups
 from kvtier.metadata import LoadTask, StepMeta, WorkerReport
-from kvtier.request import Draining, RequestState
+from kvtier.request import RequestState
 from kvtier.saves import SaveBook
 from kvtier.session import Session
 from kvtier.shape import Shape
@@ -46,7 +47,7 @@ class SchedulerSide:
         self._saves = SaveBook(session, shape)
         self._volatile = not all(group.durable for group in shape.groups)
         self._requests: dict[str, RequestState] = {}
-        self._draining: dict[str, RequestState] = {}
+        self._drains = Drains(self._saves, self._held)
         self._new_loads: list[LoadTask] = []
         # Block ids whose synchronous load is not confirmed: nothing computed from them may be saved.
         self._unconfirmed: dict[str, set[int]] = {}
@@ -98,16 +99,18 @@ class SchedulerSide:
         self._saves.poll(state)
         return bool(state.saves.tickets) and req.now() < state.frames_until
 
+    @guarded(lambda: None)
     def allocated(self, request: Any, block_ids: Sequence[list[int]], external_tokens: int) -> None:
         """`update_state_after_alloc`: claims the hit vLLM took, and begins to reserve."""
-        if external_tokens > 0:
-            self._claim(request, block_ids, external_tokens)
-        self._start(request, block_ids)
-
-    def _claim(self, request: Any, block_ids: Sequence[list[int]], tokens: int) -> None:
         state = self._of(request)
+        if external_tokens > 0:
+            self._claim(state, block_ids, external_tokens)
         self._notice_preemption(state)
+        self._start(state, block_ids)
+
+    def _claim(self, state: RequestState, block_ids: Sequence[list[int]], tokens: int) -> None:
         try:
+            self._notice_preemption(state)
             task = self._lookups.claim(state, block_ids, tokens, self._saves.null_block)
         except Exception:
             report("claim")
@@ -118,15 +121,15 @@ class SchedulerSide:
 
     def _doomed(self, state: RequestState, block_ids: Sequence[list[int]], tokens: int) -> LoadTask:
         """A task that fails at once: vLLM was promised these tokens and must be told."""
-        local = state.load.local_tokens if state.load else 0
-        state.load = state.load or req.Load(local, tokens, self._lookups.sync)
-        ids = [(group, index, block) for group, row in enumerate(block_ids) for index, block in enumerate(row)]
-        return LoadTask(state.id, self._lookups.sync, missing=ids)
+        local = state.lookup.local_tokens if state.lookup else 0
+        state.load = req.Load(local, tokens, self._lookups.sync)
+        missing = []
+        for group, row in zip(self._saves.groups, block_ids, strict=False):
+            first, end = local // group.block_tokens, (local + tokens) // group.block_tokens
+            missing.extend((group.index, index, row[index]) for index in range(first, min(end, len(row))))
+        return LoadTask(state.id, self._lookups.sync, missing=missing)
 
-    @guarded(lambda: None)
-    def _start(self, request: Any, block_ids: Sequence[list[int]]) -> None:
-        state = self._of(request)
-        self._notice_preemption(state)
+    def _start(self, state: RequestState, block_ids: Sequence[list[int]]) -> None:
         if state.load is not None and not state.load.sync:
             return
         lookup, present = state.lookup, 0
@@ -136,10 +139,10 @@ class SchedulerSide:
             present = lookup.tokens if not lookup.expired else lookup.local_tokens
             self._lookups.release(state)
         elif not self._load:
-            present = request.num_computed_tokens
+            present = state.request.num_computed_tokens
         if self._save:
             self._saves.start(state, present)
-            upto = min(len(row) * g.block_tokens for row, g in zip(block_ids, self._saves.groups))
+            upto = min(len(row) * g.block_tokens for row, g in zip(block_ids, self._saves.groups, strict=True))
             self._saves.reserve(state, block_ids, upto)
 
     def hit_sources(self, request: Any, tokens: int) -> dict[str, int]:
@@ -148,7 +151,7 @@ class SchedulerSide:
         tiers = state.lookup.tiers if state and state.lookup else (0, 0, 0, 0)
         if sum(tiers) != tokens:
             return {"host": tokens}
-        return {name: n for name, n in zip(("host", "disk", "object", "peer"), tiers) if n}
+        return {name: n for name, n in zip(("host", "disk", "object", "peer"), tiers, strict=True) if n}
 
     def build_meta(self, output: Any) -> StepMeta:
         """`build_connector_meta`: this step's orders."""
@@ -162,7 +165,7 @@ class SchedulerSide:
             self._watch()
         except Exception:
             report("build_connector_meta")
-        self._drain(meta)
+        self._drains.order(meta)
         return meta
 
     def _notice_preemption(self, state: RequestState) -> None:
@@ -192,34 +195,12 @@ class SchedulerSide:
                 continue
             self._saves.reserve(state, block_ids, complete + self._lookahead_tokens)
             self._saves.poll(state)
-            if not self._held(block_ids):
-                self._ship(state, block_ids, complete, meta)
-
-    def _ship(self, state: RequestState, block_ids: Sequence[list[int]], complete: int, meta: StepMeta) -> None:
-        task = self._saves.ship(state, block_ids, complete)
-        if task is not None:
-            meta.saves.append(task)
+            if not self._held(block_ids) and (task := self._saves.ship(state, block_ids, complete)) is not None:
+                meta.saves.append(task)
 
     def _held(self, block_ids: Sequence[list[int]]) -> bool:
         """Whether the request stands on blocks that may not have been loaded."""
         return any(not blocks.isdisjoint(row) for blocks in self._unconfirmed.values() for row in block_ids)
-
-    def _drain(self, meta: StepMeta) -> None:
-        """Last saves of finished requests; each is named in `drained` once, whatever happens."""
-        for state in [s for s in self._draining.values() if not s.draining.told]:
-            try:
-                self._saves.poll(state)
-                held = self._held(state.draining.block_ids)
-                if not held:
-                    self._ship(state, state.draining.block_ids, state.draining.complete_tokens, meta)
-                over = req.now() > state.draining.deadline or state.stale
-                if (state.saves.tickets or held) and not over:
-                    continue
-                self._saves.drop(state)
-            except Exception:
-                report("drain")
-            state.draining.told = True
-            meta.drained.append(state.id)
 
     def finished(self, request: Any, block_ids: Sequence[list[int]]) -> bool:
         """`request_finished_all_groups`: whether vLLM must keep the blocks until `drained` is answered."""
@@ -231,7 +212,10 @@ class SchedulerSide:
         except Exception:
             report("request_finished")
             # Copies that are under way must end before the blocks are used again.
-            return self._keep(state, block_ids, 0.0) if state.saves.batches and state.load is None else False
+            if not state.saves.batches or state.load is not None:
+                return False
+            self._drains.keep(state, block_ids, 0.0)
+            return True
 
     def _finish(self, state: RequestState, block_ids: Sequence[list[int]]) -> bool:
         state.finished = True
@@ -246,18 +230,12 @@ class SchedulerSide:
         aborted = str(getattr(state.request.status, "name", "")) in ("FINISHED_ABORTED", "FINISHED_ERROR")
         if aborted:
             self._saves.drop(state)
-        complete = min(state.request.num_computed_tokens, state.request.num_tokens)
-        self._saves.trim(state, complete)
+        self._saves.trim(state, state.computed_tokens)
         if state.saves.idle:
             if state.load is not None:
                 self._requests[state.id] = state
             return False
-        return self._keep(state, block_ids, self._config.finish_grace_ms / 1000)
-
-    def _keep(self, state: RequestState, block_ids: Sequence[list[int]], grace_s: float) -> bool:
-        complete = min(state.request.num_computed_tokens, state.request.num_tokens)
-        state.draining = Draining(tuple(list(row) for row in block_ids), complete, req.now() + grace_s)
-        self._draining[state.id] = state
+        self._drains.keep(state, block_ids, self._config.finish_grace_ms / 1000)
         return True
 
     @guarded(lambda: None)
@@ -277,12 +255,10 @@ class SchedulerSide:
         for request_id in received:
             self._loaded(request_id)
         for request_id in sent:
-            state = self._draining.pop(request_id, None)
-            if state is not None:
-                self._saves.forget(state)
+            self._drains.sent(request_id)
 
     def _find(self, request_id: str) -> RequestState | None:
-        return self._requests.get(request_id) or self._draining.get(request_id)
+        return self._requests.get(request_id) or self._drains.get(request_id)
 
     def _note_lost(self, request_id: str, lost: list[tuple[int, int]]) -> None:
         state = self._find(request_id)
@@ -310,7 +286,7 @@ class SchedulerSide:
         """Nothing stored before is found any more, and nothing computed before is stored."""
         self._revision = uuid.uuid4().hex
         self._session.switch_namespace(self._revision)
-        for state in [*self._requests.values(), *self._draining.values()]:
+        for state in [*self._requests.values(), *self._drains.all()]:
             state.stale = True
             self._saves.drop(state)
         logger.info("kvtier: moved to namespace revision %s", self._revision)

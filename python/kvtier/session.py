@@ -12,6 +12,7 @@ import threading
 from ctypes import byref, c_int32, c_uint64, c_void_p
 
 from kvtier import _native as native
+from kvtier.hints import Hints
 
 # The library's own answers are small; more than this is cut.
 _TEXT_BYTES = 16 * 1024
@@ -80,7 +81,7 @@ class Session:
 
     # Scheduler side.
 
-    def lookup_submit(self, request_id: str, hashes: list[bytes], deadline_ms: int, salt: str | None, hints) -> None:
+    def lookup_submit(self, request_id: str, hashes: list[bytes], deadline_ms: int, hints: Hints) -> None:
         """Asks for the blocks of a prefix."""
         request = native.LookupRequest(
             size=ctypes.sizeof(native.LookupRequest),
@@ -88,7 +89,7 @@ class Session:
             request_id=_text(request_id),
             hashes=b"".join(hashes),
             hash_count=len(hashes),
-            cache_salt=_text(salt),
+            cache_salt=_text(hints.salt),
             program_id=_text(hints.program_id),
             semantic=hints.semantic,
             deadline_ms=deadline_ms,
@@ -113,7 +114,7 @@ class Session:
         """Ends a lookup."""
         self._call("kvtier_release", _text(request_id), local_tokens, claimed_tokens, lost_tokens)
 
-    def reserve_submit(self, group: int, first: int, hashes: list[bytes], parent: bytes | None, salt: str | None, hints) -> int:
+    def reserve_submit(self, group: int, first: int, hashes: list[bytes], parent: bytes | None, hints: Hints) -> int:
         """Asks for frames; `hints` carries the program and the type of all these blocks."""
         request = native.ReserveRequest(
             size=ctypes.sizeof(native.ReserveRequest),
@@ -124,7 +125,7 @@ class Session:
             count=len(hashes),
             semantic=hints.semantic,
             parent_hash=parent,
-            cache_salt=_text(salt),
+            cache_salt=_text(hints.salt),
             program_id=_text(hints.program_id),
         )
         ticket = c_uint64()
@@ -132,7 +133,7 @@ class Session:
         return ticket.value
 
     def reserve_poll(self, ticket: int, count: int, shards: int) -> tuple[bytes, bytes] | None:
-        """None while pending; then a state a block and frames by block and shard. A ticket that timed out is all busy."""
+        """None while pending; then a state a block, and frames by block and shard; all busy if the ticket timed out."""
         states = ctypes.create_string_buffer(count)
         frames = ctypes.create_string_buffer(native.FRAME_BYTES * count * shards)
         status = self._call("kvtier_reserve_poll", ticket, states, frames, count * shards)
@@ -148,14 +149,14 @@ class Session:
     # Worker side.
 
     def register_regions(self, regions: list[tuple[int, ...]]) -> None:
-        """Where blocks lie: (group, base, span_bytes, block_stride, run_bytes, block_count), by group in layer order."""
+        """Where blocks lie, by group in layer order: group, base, span_bytes, block_stride, run_bytes, block_count."""
         self._regions = regions
         self._live()
         self._register()
 
     def _register(self) -> None:
         array = (native.Region * len(self._regions))()
-        for slot, region in zip(array, self._regions):
+        for slot, region in zip(array, self._regions, strict=True):
             slot.size = ctypes.sizeof(native.Region)
             slot.group, slot.base, slot.span_bytes, slot.block_stride, slot.run_bytes, slot.block_count = region
         status = native.library().kvtier_register_regions(self._handle, array, len(array))

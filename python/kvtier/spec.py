@@ -45,7 +45,9 @@ def check_hash(vllm_config: Any) -> tuple[str, str]:
             "all engines, or use --prefix-caching-hash-algo sha256_cbor"
         )
     if algorithm not in _RANDOMLY_SEEDED + _DETERMINISTIC:
-        raise ValueError(f"kvtier does not know the prefix hash {algorithm!r}: use --prefix-caching-hash-algo sha256_cbor")
+        raise ValueError(
+            f"kvtier does not know the prefix hash {algorithm!r}: use --prefix-caching-hash-algo sha256_cbor"
+        )
     return algorithm, DEFAULT_SEED if seed is None else seed
 
 
@@ -105,7 +107,9 @@ def _groups(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any]) -
             raise UnsupportedError(f"KV of kind {type(first).__name__} is not supported")
         window = first.sliding_window + first.extra_retained_tokens if kind == "sliding_window" else 0
         tokens = first.block_size * (dcp if first.dcp_sharded else 1)
-        groups.append({"kind": kind, "window_tokens": window, "block_tokens": tokens, "layers": list(group.layer_names)})
+        groups.append(
+            {"kind": kind, "window_tokens": window, "block_tokens": tokens, "layers": list(group.layer_names)}
+        )
         rows = [_region(index, name, kv_caches[name], kv_cache_config.num_blocks) for name in group.layer_names]
         regions.extend(rows)
         block_bytes.append(sum(row[4] for row in rows))
@@ -119,7 +123,7 @@ def _region(group: int, name: str, tensor: Any, num_blocks: int) -> tuple[int, .
     kernel_blocks, *inner = tensor.shape
     ratio, odd = divmod(kernel_blocks, num_blocks)
     element = tensor.element_size()
-    dense = 1 + sum((size - 1) * stride for size, stride in zip(inner, tensor.stride()[1:]))
+    dense = 1 + sum((size - 1) * stride for size, stride in zip(inner, tensor.stride()[1:], strict=True))
     count = 1
     for size in inner:
         count *= size

@@ -1,7 +1,7 @@
 """Notices that a worker's weights were changed in place, which no connector hook tells.
 
-vLLM changes weights through methods of its worker class; they are wrapped to count. From then on the worker neither loads
-nor saves until the scheduler side has moved the engine to a new namespace revision.
+vLLM changes weights through methods of its worker class; they are wrapped to count. From then on the worker neither
+loads nor saves until the scheduler side has moved the engine to a new namespace revision.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def watch(worker_class: type) -> None:
     for name in _METHODS:
         method = getattr(worker_class, name, None)
         if method is None:
-            logger.warning("kvtier: this vLLM's worker has no %s: call reset_prefix_cache(reset_connector=True) after weight updates", name)
+            logger.warning(
+                "kvtier: vLLM's worker has no %s: call reset_prefix_cache(reset_connector=True) after weight updates",
+                name,
+            )
         elif not getattr(method, "counted_by_kvtier", False):
             setattr(worker_class, name, _count(method))

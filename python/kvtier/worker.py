@@ -72,10 +72,14 @@ class WorkerSide:
                 self.revision = meta.revision
         except Exception:
             report("switch_namespace")
-        for save in [s for s in self._saves if s.volatile or s.request_id in meta.preempted]:
-            if not save.volatile:
-                self._quietly(self._session.job_cancel, save.job)
-            self._end_save(save)
+        try:
+            for save in [s for s in self._saves if s.volatile or s.request_id in meta.preempted]:
+                if not save.volatile:
+                    self._quietly(self._session.job_cancel, save.job)
+                self._end_save(save)
+        except Exception:
+            report("handle_preemptions")
+            self._give_up("saves could not be ended")
 
     def _quietly(self, call, *arguments) -> None:
         try:
@@ -113,12 +117,18 @@ class WorkerSide:
     def load(self, meta: StepMeta) -> None:
         """`start_load_kv`: starts this step's loads, and ends the synchronous ones."""
         started = [self._start_load(task, meta) for task in meta.loads]
+        self._loads.extend(load for load in started if not load.task.sync)
         for load in started:
-            if not load.task.sync:
-                self._loads.append(load)
-                continue
-            results = self._wait(load.job, len(load.task.blocks), self._config.load_timeout_ms) if load.job else None
-            self._loaded(load.task, results)
+            if load.task.sync:
+                self._loaded(load.task, self._end_load(load))
+
+    def _end_load(self, load: _LoadJob) -> bytes | None:
+        """Waits until a synchronous load's copies ended. What cannot be told has failed: vLLM reads the blocks next."""
+        try:
+            return self._wait(load.job, len(load.task.blocks), self._config.load_timeout_ms) if load.job else None
+        except Exception:
+            report("load")
+            return None
 
     def _start_load(self, task: LoadTask, meta: StepMeta) -> _LoadJob:
         cancel_at = time.monotonic() + self._config.load_timeout_ms / 1000 + 1.0
@@ -135,8 +145,8 @@ class WorkerSide:
 
     def _loaded(self, task: LoadTask, results: bytes | None) -> bool:
         """Books a load that ended; answers whether all of it is there."""
-        results = results if results is not None else bytes(len(task.blocks))
-        failed = [block for block, result in zip(task.blocks, results) if result != DONE] + task.missing
+        results = (results or b"").ljust(len(task.blocks), b"\0")
+        failed = [block for block, result in zip(task.blocks, results, strict=True) if result != DONE] + task.missing
         self.counters["loaded"] += len(task.blocks) + len(task.missing) - len(failed)
         self.counters["load_failed"] += len(failed)
         lost = [(group, index) for group, index, _ in failed]
@@ -214,8 +224,8 @@ class WorkerSide:
     def _poll(self, job: int, count: int) -> bytes | None:
         try:
             return self._session.job_wait(job, count, 0)
-        except NativeError as error:
-            logger.debug("%s", error)
+        except Exception:
+            report("job_wait")
             return bytes(count)
 
     def _poll_load(self, load: _LoadJob) -> bytes | None:

@@ -1,7 +1,7 @@
 """A twin of `kvtier.session.Session` in plain Python, for tests without the library and the daemon.
 
-Blocks are files in a folder, so that one process reads what another wrote. Faults are set by attribute, or by the JSON in
-KVTIER_FAKE: {"store": folder, "lookup_polls": n, "reserve_polls": n, "job_polls": n, "lose": [block indices]}.
+Blocks are files in a folder, so that one process reads what another wrote. Faults are set by attribute, or by the JSON
+in KVTIER_FAKE: {"store": folder, "lookup_polls": n, "reserve_polls": n, "job_polls": n, "lose": [block indices]}.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FakeSession:
 
     # Scheduler side.
 
-    def lookup_submit(self, request_id, hashes, deadline_ms, salt, hints):
+    def lookup_submit(self, request_id, hashes, deadline_ms, hints):
         self.calls.append(("lookup", request_id))
         self.lookups[request_id] = {"hashes": hashes, "polls": self.lookup_polls}
 
@@ -124,7 +124,7 @@ class FakeSession:
         self.released.append((request_id, local_tokens, claimed_tokens, lost_tokens))
         self.lookups.pop(request_id, None)
 
-    def reserve_submit(self, group, first, hashes, parent, salt, hints):
+    def reserve_submit(self, group, first, hashes, parent, hints):
         ticket = self._next()
         self.calls.append(("reserve", group, first, len(hashes), hints.semantic))
         self.tickets[ticket] = {"group": group, "first": first, "hashes": hashes, "polls": self.reserve_polls}

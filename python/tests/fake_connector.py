@@ -1,4 +1,4 @@
-"""The connector over the fake session, for real engines without the library: `kv_connector_module_path=fake_connector`."""
+"""The connector over the fake session, for real engines without the library: set `kv_connector_module_path` to this."""
 
 from fake import FakeSession
 

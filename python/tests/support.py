@@ -25,7 +25,7 @@ def spec(windows: tuple[int, ...] = (0,), shards: int = 1) -> dict:
     kinds = ["sliding_window" if window else "full" for window in windows]
     groups = [
         {"kind": kind, "window_tokens": window, "block_tokens": BLOCK, "layers": ["a"]}
-        for kind, window in zip(kinds, windows)
+        for kind, window in zip(kinds, windows, strict=True)
     ]
     return {
         "namespace": {"hash_block_tokens": BLOCK, "revision": ""},
@@ -38,17 +38,26 @@ def request(name: str, tokens: int, **fields: object) -> SimpleNamespace:
     prefix = fields.pop("prefix", "p")
     hashes = [hashlib.sha256(f"{prefix}{n}".encode()).digest() for n in range(tokens // BLOCK)]
     values = {
-        "request_id": name, "num_tokens": tokens, "num_computed_tokens": 0, "block_hashes": hashes, "num_preemptions": 0,
-        "skip_reading_prefix_cache": False, "kv_transfer_params": None, "lora_request": None, "cache_salt": None,
+        "request_id": name,
+        "num_tokens": tokens,
+        "num_computed_tokens": 0,
+        "block_hashes": hashes,
+        "num_preemptions": 0,
+        "skip_reading_prefix_cache": False,
+        "kv_transfer_params": None,
+        "lora_request": None,
+        "cache_salt": None,
         "status": SimpleNamespace(name="FINISHED_STOPPED"),
-    }  # fmt: skip
+    }
     return SimpleNamespace(**{**values, **fields})
 
 
 class Bench:
     """A scheduler side over a fake session, and the steps of an engine."""
 
-    def __init__(self, windows: tuple[int, ...] = (0,), shards: int = 1, ranks: int = 1, options=None, **settings) -> None:
+    def __init__(
+        self, windows: tuple[int, ...] = (0,), shards: int = 1, ranks: int = 1, options=None, **settings
+    ) -> None:
         faults = {key: settings.pop(key) for key in list(settings) if key in ("lookup_polls", "reserve_polls", "lose")}
         folder = tempfile.TemporaryDirectory()
         weakref.finalize(self, folder.cleanup)

@@ -180,7 +180,7 @@ class Saves(unittest.TestCase):
         self.assertEqual((self.shipped(meta), meta.drained), ([2], ["r"]))
         self.assertEqual(bench.step({}).drained, [])
         bench.side.update(WorkerReport(batches={1: 1}), set(), {"r"})
-        self.assertEqual((bench.side._draining, bench.side._requests), ({}, {}))
+        self.assertEqual((list(bench.side._drains.all()), bench.side._requests), ([], {}))
 
     def test_the_grace_of_a_finished_request_ends(self):
         bench = Bench(reserve_polls=10**9, finish_grace_ms=50)

@@ -38,9 +38,15 @@ class Hints(unittest.TestCase):
     def test_junk_is_dropped_with_one_warning(self):
         hints._warned = False
         junk = [
-            7, [], {"program_id": 3}, {"program_id": "x" * 200}, {"semantic": "NONSENSE"}, {"semantic": 3},
-            {"spans": "x"}, {"spans": [None, {"start": 5, "end": 5, "type": "SKILL"}, {"start": True, "end": 9, "type": "SKILL"}]},
-        ]  # fmt: skip
+            7,
+            [],
+            {"program_id": 3},
+            {"program_id": "x" * 200},
+            {"semantic": "NONSENSE"},
+            {"semantic": 3},
+            {"spans": "x"},
+            {"spans": [None, {"start": 5, "end": 5, "type": "SKILL"}, {"start": True, "end": 9, "type": "SKILL"}]},
+        ]
         with self.assertLogs("vllm.kvtier") as logs:
             self.assertEqual({hints.parse(params) for params in junk}, {hints.NO_HINTS})
         self.assertEqual(len(logs.records), 1)

@@ -39,7 +39,9 @@ class Worker(unittest.TestCase):
     def test_an_async_load_is_reported_once(self):
         side, self.session.job_polls = self.side(), 2
         side.load(self.load())
-        self.assertEqual([side.poll() for _ in range(4)][1:], [(set(), set(), set()), (set(), {"r"}, set()), (set(), set(), set())])
+        self.assertEqual(
+            [side.poll() for _ in range(4)][1:], [(set(), set(), set()), (set(), {"r"}, set()), (set(), set(), set())]
+        )
         self.assertEqual(side.take_invalid_blocks(), set())
 
     def test_failures_are_precise_with_one_group(self):

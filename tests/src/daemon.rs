@@ -27,6 +27,8 @@ pub struct Setup {
     pub disk_mib: Option<u64>,
     /// Length of a log segment.
     pub segment_mib: u64,
+    /// Whether the disk tier may bypass the page cache.
+    pub direct: bool,
     /// Whether there is an object tier, in a directory.
     pub object: bool,
     /// Where everything lies; in the daemon's own directory by default.
@@ -46,6 +48,7 @@ impl Default for Setup {
             extent_mib: 4,
             disk_mib: Some(64),
             segment_mib: 4,
+            direct: true,
             object: false,
             data_dir: None,
             offload: String::new(),
@@ -58,7 +61,9 @@ impl Default for Setup {
 impl Setup {
     fn toml(&self, root: &Path) -> String {
         let disk = match self.disk_mib {
-            Some(mib) => format!("capacity = \"{mib}MiB\"\nsegment = \"{}MiB\"", self.segment_mib),
+            Some(mib) => {
+                format!("capacity = \"{mib}MiB\"\nsegment = \"{}MiB\"\ndirect = {}", self.segment_mib, self.direct)
+            }
             None => "enabled = false".into(),
         };
         let data = self.data_dir.clone().unwrap_or_else(|| root.join("data"));

@@ -61,6 +61,14 @@ impl Got {
     }
 }
 
+/// Which part of an answered request is loaded.
+struct Asked<'a> {
+    prompt: &'a Prompt,
+    request_id: &'a str,
+    group: usize,
+    shard: u16,
+}
+
 /// One engine.
 #[derive(Debug)]
 pub struct Engine {
@@ -340,8 +348,9 @@ impl Engine {
         for group in 0..self.shape.groups.len() {
             for shard in 0..self.shape.shards {
                 let frames = self.frames(&request_id, group, shard, hit.tokens);
+                let asked = Asked { prompt, request_id: &request_id, group, shard };
                 for chunk in frames.chunks(self.shape.slots as usize) {
-                    self.load(prompt, &request_id, (group, shard), chunk, &mut got);
+                    self.load(&asked, chunk, &mut got);
                 }
             }
         }
@@ -350,14 +359,8 @@ impl Engine {
         got
     }
 
-    fn load(
-        &self,
-        prompt: &Prompt,
-        request_id: &str,
-        (group, shard): (usize, u16),
-        frames: &[(u32, FrameRef)],
-        got: &mut Got,
-    ) {
+    fn load(&self, asked: &Asked<'_>, frames: &[(u32, FrameRef)], got: &mut Got) {
+        let Asked { prompt, request_id, group, shard } = *asked;
         let (session, kv) = self.worker(shard);
         let spec = &self.shape.groups[group];
         let hashes = prompt.block_hashes(spec.block_tokens);

@@ -44,7 +44,7 @@ fn work(random: &mut Random, daemon: &Daemon, engine: &Engine, known: &mut Ledge
     let shape = Shape::default();
     while !dead.load(Ordering::Acquire) {
         // The first prompt is left alone.
-        let n = 1 + usize::try_from(random.below(known.prompts.len() as u64 - 1)).unwrap();
+        let n = 1 + usize::try_from(random.below(known.prompts.len() as u64 - 1)).expect("a small number");
         match random.below(8) {
             0 => {
                 let keys = shape.keys(0, &known.prompts[n]);
@@ -159,16 +159,17 @@ impl Victim {
     fn start(daemon: &Daemon, prompt: &str, leased: u32, reserved: u32) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvtier-test-engine"));
         command.arg(daemon.socket()).arg(prompt).arg(leased.to_string()).arg(reserved.to_string());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a process");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
         assert_eq!(line.trim(), format!("leased {leased} reserved {reserved}"));
         Self(child)
     }
 
     fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.0.kill().expect("it can be killed");
+        self.0.wait().expect("it ends");
     }
 }
 

@@ -2,7 +2,8 @@
 
 usage: engine.py --model DIR (--socket PATH | --off) --prompts FILE.json --out FILE.json [options]
 PROMPTS is a list of prompts, each a string, a list of token ids, or {"prompt": either, "salt": str, "params": {..}}
-with `kv_transfer_params` in params. OUT is {"outputs": [{"tokens": [..], "cached": n}], "counters": [..], "seconds": {..}}.
+with `kv_transfer_params` in params. OUT is {"outputs": [{"tokens": [..], "cached": n}], "metrics": {..},
+"counters": [{"role": "scheduler" | "worker", "side": {..}, "session": {..}}], "seconds": {..}}.
 """
 
 import argparse
@@ -34,7 +35,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--engine", default="{}", help="more engine arguments, as JSON")
     parser.add_argument("--policy", default="recompute")
     parser.add_argument("--mp", action="store_true", help="scheduler and workers in processes of their own")
-    parser.add_argument("--together", action="store_true", help="all prompts in one batch instead of one after the other")
+    parser.add_argument(
+        "--together", action="store_true", help="all prompts in one batch instead of one after the other"
+    )
     parser.add_argument("--hold", type=float, default=0.0, help="seconds to wait before shutting down")
     return parser.parse_args()
 
@@ -71,7 +74,11 @@ def engine_arguments(args: argparse.Namespace) -> dict:
     if not args.mp:
         arguments["distributed_executor_backend"] = "uni"
     if not args.off:
-        extra = {"socket": args.socket, "async_load": args.async_load == "true", "async_save": args.async_save == "true"}
+        extra = {
+            "socket": args.socket,
+            "async_load": args.async_load == "true",
+            "async_save": args.async_save == "true",
+        }
         arguments["kv_transfer_config"] = {
             "kv_connector": "KvTierConnector",
             "kv_connector_module_path": os.environ.get("KVTIER_CONNECTOR_MODULE", "kvtier.connector"),
@@ -98,7 +105,7 @@ def run(args: argparse.Namespace) -> dict:
         extra = {"extra_args": {"kv_transfer_params": entry["params"]}} if entry.get("params") else {}
         params.append(SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True, **extra))
     outputs, seconds = [], []
-    batches = [(prompts, params)] if args.together else [([p], [s]) for p, s in zip(prompts, params)]
+    batches = [(prompts, params)] if args.together else [([p], [s]) for p, s in zip(prompts, params, strict=True)]
     for batch, settings in batches:
         at = time.monotonic()
         outputs.extend(llm.generate(batch, settings, use_tqdm=False))

@@ -12,12 +12,21 @@ def main(folder: str) -> None:
     tiny_tokenizer.save(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
         tie_word_embeddings=False,
         # Large, so that greedy output varies instead of repeating one token.
         initializer_range=0.5,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 

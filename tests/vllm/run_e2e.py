@@ -8,6 +8,7 @@ usage: run_e2e.py --target DIR --models DIR [case..]
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,10 +16,6 @@ import traceback
 from pathlib import Path
 
 from rig import Daemon, end_engine, run_engine, start_engine
-
-# Blocks that a second engine loads for the rig's prompts: the shared system prompt with the first tail, then a tail each.
-BLOCK_TOKENS = 128
-
 
 class Bench:
     """What a case works with."""
@@ -93,7 +90,14 @@ def cache_groups(bench: Bench, _want: list) -> None:
     check(loaded["corrupt"] == 0, f"something was corrupt: {loaded}")
 
 
-CASES = [sync_load_and_save, daemon_dies_under_an_engine, daemon_absent, tensor_parallel, cache_groups]
+def demo(bench: Bench, _want: list) -> None:
+    """The whole demo: kill -9, a flipped byte on disk, weights changed in place."""
+    script = Path(__file__).resolve().parents[2] / "scripts" / "demo.py"
+    command = [sys.executable, script, "--target", bench.daemon.target, "--model", bench.models / "tiny-llama"]
+    check(subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0, "the demo failed")
+
+
+CASES = [demo, sync_load_and_save, daemon_dies_under_an_engine, daemon_absent, tensor_parallel, cache_groups]
 
 
 def run_case(case, args, want: list) -> bool:

@@ -233,11 +233,19 @@ impl Core {
         let attachment = self.attached(held.attachment)?;
         let layout = Arc::clone(&attachment.layout);
         let shards = usize::from(layout.shards);
-        // Leased shards are grouped by block, in shard order.
+        // Leased shards are grouped by block, in shard order, and the blocks of a group are consecutive: from a group's
+        // first, its others are found by counting.
+        let starts: Vec<(usize, u32)> = (0..layout.groups.len())
+            .map(|group| {
+                let start = held.blocks.partition_point(|l| usize::from(l.group) < group);
+                (start, held.blocks.get(start).map_or(0, |l| l.block))
+            })
+            .collect();
         let ready = |group: usize, block: u32| -> Option<&[Leased]> {
-            let key = (to_u16(to_u32(group)), block);
-            let start = held.blocks.partition_point(|l| (l.group, l.block) < key);
+            let (start, first) = *starts.get(group)?;
+            let start = start + block.checked_sub(first)? as usize * shards;
             let run = held.blocks.get(start..start + shards)?;
+            let key = (to_u16(to_u32(group)), block);
             let complete = run.iter().all(|l| (l.group, l.block) == key && self.in_host(l.id));
             complete.then_some(run)
         };
