@@ -128,6 +128,8 @@ impl Daemon {
             if ended { Some(false) } else { control.serves().then_some(true) }
         });
         assert_eq!(served, Some(true), "the daemon did not start");
+        // The first extent is made ready behind the scenes; reservations before that are busy.
+        until("host memory", || self.tier(v1::Tier::Host).detail.contains("MiB").then_some(()));
     }
 
     /// Starts the process and does not wait for anything.
@@ -215,6 +217,32 @@ impl Daemon {
     /// When it does not run.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("the daemon runs");
+    }
+
+    /// SIGSTOP, and waits until every thread has stopped: they do so one by one.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.pid().as_raw_nonzero());
+        let stopped = |task: &Path| {
+            let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+            // The state follows the name, which is in parentheses.
+            stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('T'))
+        };
+        until("all threads to stop", || {
+            let mut threads = std::fs::read_dir(&tasks).expect("the daemon runs").flatten();
+            threads.all(|thread| stopped(&thread.path())).then_some(())
+        });
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
     }
 
     /// `kill -9`, and waits until it is gone.

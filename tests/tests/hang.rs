@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use kvtier::jobs::job::{Fate, Kind, Transfer};
 use kvtier_tests::daemon::SLACK;
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
-use rustix::process::Signal;
 
 fn setup() -> Setup {
     // Heartbeats every 200 ms.
@@ -35,7 +34,7 @@ fn lookups_reservations_and_jobs_end_and_come_back() {
     let prompt = Prompt::new("before", 20);
     engine.put_all(&prompt);
     assert_eq!(engine.get(&prompt).whole(), Some(320));
-    daemon.signal(Signal::STOP);
+    daemon.freeze();
     // Before anybody can have noticed, and after everybody has.
     for _ in 0..2 {
         let (request, hit) = timed("a lookup", engine.deadline, || engine.lookup(&prompt));
@@ -46,7 +45,7 @@ fn lookups_reservations_and_jobs_end_and_come_back() {
         assert_eq!((put.granted, put.busy), (0, 4));
         engine.wait_detached();
     }
-    daemon.signal(Signal::CONT);
+    daemon.thaw();
     engine.wait_attached();
     assert_eq!(engine.get(&prompt).whole(), Some(320), "what it had, it has");
     assert_eq!(engine.put_all(&Prompt::new("after", 4)).granted, 4);
@@ -62,7 +61,7 @@ fn a_load_whose_extent_cannot_be_mapped_ends_lost() {
     let (request, hit) = reader.lookup(&prompt);
     assert_eq!(hit.tokens, 320);
     let frames = reader.frames(&request, 0, 0, hit.tokens);
-    daemon.signal(Signal::STOP);
+    daemon.freeze();
     let transfers = frames.iter().zip(0..).map(|((_, frame), slot)| Transfer { frame: *frame, block_id: slot });
     let (session, _) = reader.worker(0);
     let kind = Kind::Load { request_id: request.clone() };
@@ -70,7 +69,7 @@ fn a_load_whose_extent_cannot_be_mapped_ends_lost() {
     assert!(fates.iter().all(|fate| *fate == Fate::Lost), "{fates:?}");
     timed("closing", Duration::from_secs(5), || reader.close());
     // Frames mapped before stay readable: they are memory, and their daemon is not dead.
-    daemon.signal(Signal::CONT);
+    daemon.thaw();
     writer.wait_attached();
     assert_eq!(writer.get(&prompt).whole(), Some(320));
     daemon.wait_status("the reader's leases to be gone", |status| status.attachments.len() == 2);
@@ -82,7 +81,7 @@ fn closing_a_session_on_a_stopped_daemon_keeps_to_its_deadline() {
     let engine = engine(&daemon);
     let prompt = Prompt::new("closing", 4);
     engine.put_all(&prompt);
-    daemon.signal(Signal::STOP);
+    daemon.freeze();
     let put = engine.put(&Prompt::new("never answered", 4));
     assert_eq!(put.saved, 0);
     timed("closing", Duration::from_millis(100), || {
@@ -91,19 +90,19 @@ fn closing_a_session_on_a_stopped_daemon_keeps_to_its_deadline() {
     });
     let (_, hit) = timed("a lookup after the close", engine.deadline, || engine.lookup(&prompt));
     assert_eq!(hit.tokens, 0);
-    daemon.signal(Signal::CONT);
+    daemon.thaw();
     daemon.wait_status("the attachments to be reaped", |status| status.attachments.is_empty());
 }
 
 #[test]
 fn a_new_session_does_not_wait_for_a_stopped_daemon() {
     let daemon = daemon!(setup());
-    daemon.signal(Signal::STOP);
+    daemon.freeze();
     let shape = Shape { call_timeout_ms: 300, ..Shape::default() };
     let engine = timed("opening", Duration::ZERO, || Engine::open(&daemon.socket().to_string_lossy(), &shape));
     let (_, hit) = timed("a lookup", Duration::ZERO, || engine.lookup(&Prompt::new("new", 4)));
     assert_eq!(hit.tokens, 0);
-    daemon.signal(Signal::CONT);
+    daemon.thaw();
     engine.wait_attached();
     engine.put_all(&Prompt::new("new", 4));
 }
