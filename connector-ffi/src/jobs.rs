@@ -315,6 +315,7 @@ impl Inner {
                 let unwritten: Vec<_> =
                     with_fates.filter(|(_, fate)| **fate != Fate::Done).map(|(transfer, _)| transfer.frame).collect();
                 self.shared.reports.abandon(job.epoch, &unwritten);
+                self.shared.reports.push(Report::SaveOver);
             }
         }
     }

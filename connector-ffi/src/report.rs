@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kvtier_proto::v1;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 
 use crate::counters::Counters;
@@ -21,6 +22,9 @@ use crate::shared::Shared;
 const QUEUE: usize = 16_384;
 /// Frames of one seal call.
 const BATCH: usize = 1024;
+/// Time between two calls while only seals of running jobs wait: a call for each block would cost a tenth of the copies'
+/// speed where cores are few.
+const SEAL_SPACING: Duration = Duration::from_millis(2);
 /// Tries for one call.
 const ATTEMPTS: u32 = 4;
 /// Pause before the second try, doubled each time.
@@ -36,6 +40,8 @@ pub enum Report {
         /// The frame with its checksum.
         frame: v1::SealedFrame,
     },
+    /// A save job is over: its seals wait for no more of them.
+    SaveOver,
     /// What became of the loads of a job.
     Loads {
         /// Attachment in which the frames were leased.
@@ -107,16 +113,36 @@ fn dropped(counters: &Counters, report: &Report) {
     match report {
         Report::Seal { .. } => counters.seals_dropped.one(),
         Report::Loads { .. } | Report::Release { .. } => counters.reports_dropped.one(),
-        Report::Flush(_) => {}
+        Report::Flush(_) | Report::SaveOver => {}
     }
 }
 
 /// Tells everything that arrives until the queue is closed. Owned by the session's runtime.
 pub async fn run(shared: Arc<Shared>, mut queue: Queue) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while queue.recv_many(&mut batch, BATCH).await > 0 {
-        tell(&shared, std::mem::take(&mut batch)).await;
+    let mut gather_until = Instant::now();
+    loop {
+        let batch = gather(&mut queue, gather_until).await;
+        if batch.is_empty() {
+            return;
+        }
+        tell(&shared, batch).await;
+        gather_until = Instant::now() + SEAL_SPACING;
     }
+}
+
+/// The next reports, of which seals alone wait for others until `until`; none when the queue is closed.
+async fn gather(queue: &mut Queue, until: Instant) -> Vec<Report> {
+    let mut batch = Vec::with_capacity(BATCH);
+    queue.recv_many(&mut batch, BATCH).await;
+    let mut seen = 0;
+    while seen < batch.len() && batch[seen..].iter().all(|report| matches!(report, Report::Seal { .. })) {
+        seen = batch.len();
+        // Full, late and closed all end it: nothing more is received.
+        if let Err(_late) = timeout_at(until, queue.recv_many(&mut batch, BATCH - seen)).await {
+            break;
+        }
+    }
+    batch
 }
 
 async fn tell(shared: &Shared, batch: Vec<Report>) {
@@ -124,6 +150,7 @@ async fn tell(shared: &Shared, batch: Vec<Report>) {
     for report in batch {
         match report {
             Report::Seal { epoch, frame } => seals.push((epoch, frame)),
+            Report::SaveOver => {}
             Report::Loads { epoch, request_id, frames } => {
                 if send(shared, epoch, Call::Loads(request_id, frames)).await.is_none() {
                     shared.counters.reports_dropped.one();
@@ -217,4 +244,32 @@ async fn send(shared: &Shared, epoch: u64, call: Call) -> Option<Vec<i32>> {
 
 const fn is_transient(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seal() -> Report {
+        Report::Seal { epoch: 1, frame: v1::SealedFrame::default() }
+    }
+
+    #[tokio::test]
+    async fn seals_wait_for_others_until_their_job_is_over() {
+        let (reports, mut queue) = Reports::new(Arc::default());
+        let (past, far) = (Instant::now(), Instant::now() + Duration::from_secs(3600));
+        (0..2).for_each(|_| reports.push(seal()));
+        assert_eq!(gather(&mut queue, past).await.len(), 2, "the first of a job go at once");
+        reports.push(seal());
+        let gathered = tokio::spawn(async move { (gather(&mut queue, far).await, queue) });
+        tokio::task::yield_now().await;
+        [seal(), Report::SaveOver].into_iter().for_each(|report| reports.push(report));
+        let (batch, mut queue) = gathered.await.unwrap();
+        assert!(matches!(batch.as_slice(), [Report::Seal { .. }, Report::Seal { .. }, Report::SaveOver]), "{batch:?}");
+        (0..=BATCH).for_each(|_| reports.push(seal()));
+        assert_eq!(gather(&mut queue, far).await.len(), BATCH, "a full call waits for nothing");
+        drop(reports);
+        assert_eq!(gather(&mut queue, far).await.len(), 1);
+        assert!(gather(&mut queue, far).await.is_empty(), "closed");
+    }
 }

@@ -81,6 +81,8 @@ pub struct Node {
     pub notes: Vec<String>,
     /// Woken when the arena wants an extent made ready.
     pub growth: Notify,
+    /// Woken when an extent was made ready.
+    pub grown: Notify,
     /// Woken when a movement ends.
     pub movement: Notify,
     /// Set once the node stops.
@@ -135,6 +137,7 @@ impl Node {
             incarnation: parts.incarnation,
             notes: parts.notes,
             growth: Notify::new(),
+            grown: Notify::new(),
             movement: Notify::new(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),

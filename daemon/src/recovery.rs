@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use kvtier_memory::{Arena, ArenaConfig};
 use kvtier_policy::Core;
-use kvtier_storage::BlockStore;
+use kvtier_storage::StorageError;
 use kvtier_storage::disk::DiskStore;
 use kvtier_storage::journal::{Entry, Journal};
 use kvtier_storage::object::ObjectStoreTier;
@@ -42,43 +42,15 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     })?;
     let mut core = Core::new(config.core_config()?, Box::new(ArenaPool(arena.clone())), slot_bytes);
     let mut stores = Stores::default();
-    let tombstones: Tombstones = state.evicted.iter().map(|(key, sequence)| (*key, *sequence)).collect();
-    core.sequence_floor(tombstones.values().copied().max().unwrap_or(0));
-    let mut kept = Tombstones::new();
-    if config.disk.enabled {
-        match DiskStore::open(&config.disk_config()?) {
-            Ok((disk, recovered)) => {
-                tracing::info!(io = disk.describe(), records = recovered.records.len(), "disk tier open");
-                notes.extend(recovered.cut.iter().cloned());
-                core.sequence_floor(recovered.next_sequence.saturating_sub(1));
-                // Without its entries the journal cannot say what was evicted: better lose the tier than bring it back.
-                let records = if state.damaged { Vec::new() } else { recovered.records.clone() };
-                if state.damaged {
-                    recovered.records.iter().for_each(|(meta, at)| disk.forget(*at, meta.bytes));
-                    notes.push(
-                        "the journal was damaged: blocks on disk were dropped, evicted ones might have been among them"
-                            .into(),
-                    );
-                }
-                stores.disk = Some(Arc::new(disk));
-                kept = Feed { core: &mut core, stores: &stores, tombstones: &tombstones }.take(Tier::Disk, records);
-            }
-            Err(error) => {
-                tracing::error!(%error, "no disk tier");
-                core.without(Tier::Disk);
-                stores.absent.insert(Tier::Disk, error.to_string());
-            }
-        }
-    } else {
-        stores.absent.insert(Tier::Disk, "disabled in the configuration".into());
-    }
-    let later = open_object(&config, &mut stores).await?;
-    if later.is_none() && config.object.enabled {
+    let mut sieve = Sieve { tombstones: state.evicted.clone(), damaged: state.damaged, kept: Tombstones::new() };
+    core.sequence_floor(sieve.tombstones.values().copied().max().unwrap_or(0));
+    open_disk(&config, &mut core, &mut stores, &mut sieve, &mut notes)?;
+    let object = open_object(&config, &mut stores).await?;
+    if object.is_none() && config.object.enabled {
         core.without(Tier::Object);
     }
-    // What an absent tier holds may come back with it.
-    if !config.object.enabled && stores.disk.is_some() {
-        journal.retain_evicted(|key, _| kept.contains_key(key)).context("cannot compact the journal")?;
+    if !config.object.enabled {
+        sieve.compact(&journal, &stores).context("cannot compact the journal")?;
     }
     for note in &notes {
         tracing::warn!("{note}");
@@ -87,35 +59,78 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     let node = Node::new(parts);
     // What recovery decided to forget.
     node.with_core(|_, _| ());
-    if let Some(object) = later {
-        recover_object(&node, object, tombstones);
+    if let Some(object) = object {
+        recover_object(&node, object, sieve);
     }
     Ok(node)
 }
 
-/// Feeds one tier's recovered records to the core, but for those that were evicted.
-struct Feed<'a> {
-    core: &'a mut Core,
-    stores: &'a Stores,
-    tombstones: &'a Tombstones,
+fn open_disk(
+    config: &Config,
+    core: &mut Core,
+    stores: &mut Stores,
+    sieve: &mut Sieve,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<()> {
+    if !config.disk.enabled {
+        stores.absent.insert(Tier::Disk, "disabled in the configuration".into());
+        return Ok(());
+    }
+    match DiskStore::open(&config.disk_config()?) {
+        Ok((disk, recovered)) => {
+            tracing::info!(io = disk.describe(), records = recovered.records.len(), "disk tier open");
+            notes.extend(recovered.cut);
+            if sieve.damaged {
+                notes.push("the journal was damaged: stored blocks are dropped, evicted ones may be among them".into());
+            }
+            core.sequence_floor(recovered.next_sequence.saturating_sub(1));
+            stores.disk = Some(Arc::new(disk));
+            sieve.feed(core, stores, Tier::Disk, recovered.records);
+        }
+        Err(error) => {
+            tracing::error!(%error, "no disk tier");
+            core.without(Tier::Disk);
+            stores.absent.insert(Tier::Disk, error.to_string());
+        }
+    }
+    Ok(())
 }
 
-impl Feed<'_> {
-    /// Returns the tombstones that still have a record to keep away.
-    fn take(&mut self, tier: Tier, mut records: Vec<(RecordMeta, Location)>) -> Tombstones {
+/// Keeps evicted records from coming back.
+#[derive(Debug)]
+struct Sieve {
+    tombstones: Tombstones,
+    /// The journal lost entries, so it cannot say what was evicted: better lose what is stored than bring it back.
+    damaged: bool,
+    /// Tombstones that still have a record to keep away.
+    kept: Tombstones,
+}
+
+impl Sieve {
+    /// Feeds one tier's recovered records to the core, but for those that were evicted.
+    fn feed(&mut self, core: &mut Core, stores: &Stores, tier: Tier, mut records: Vec<(RecordMeta, Location)>) {
         // Parents before their children, and of one key the oldest first.
         records.sort_by_key(|(meta, _)| (meta.depth_blocks, meta.sequence));
-        let mut kept = Tombstones::new();
         for (meta, at) in records {
-            match self.tombstones.get(&meta.key) {
-                Some(up_to) if meta.sequence <= *up_to => {
-                    kept.insert(meta.key, *up_to);
-                    self.stores.forget(tier, at, meta.bytes);
-                }
-                _ => self.core.recover(tier, &meta, at),
+            let evicted = self.tombstones.get(&meta.key).filter(|up_to| meta.sequence <= **up_to);
+            if let Some(up_to) = evicted {
+                self.kept.insert(meta.key, *up_to);
+            }
+            if evicted.is_some() || self.damaged {
+                stores.forget(tier, at, meta.bytes);
+            } else {
+                core.recover(tier, &meta, at);
             }
         }
-        kept
+    }
+
+    /// Drops tombstones without a record, unless a tier is away that may bring one back. Later evictions stay.
+    fn compact(&self, journal: &Journal, stores: &Stores) -> Result<(), StorageError> {
+        if stores.disk.is_none() {
+            return Ok(());
+        }
+        let idle = |key: &ShardKey, up_to| self.tombstones.get(key) == Some(&up_to) && !self.kept.contains_key(key);
+        journal.retain_evicted(|key, up_to| !idle(key, up_to))
     }
 }
 
@@ -142,9 +157,9 @@ async fn open_object(config: &Config, stores: &mut Stores) -> anyhow::Result<Opt
 }
 
 /// Brings the object store's records in: at once when it answered, else in the background once it does.
-fn recover_object(node: &Arc<Node>, (object, found): OpenObject, tombstones: Tombstones) {
+fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
     if found.complete {
-        feed_object(node, found, &tombstones);
+        feed_object(node, found, sieve);
         return;
     }
     found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
@@ -155,19 +170,22 @@ fn recover_object(node: &Arc<Node>, (object, found): OpenObject, tombstones: Tom
             found = object.recover() => found,
         };
         match found {
-            Ok(found) => feed_object(&of_task, found, &tombstones),
+            Ok(found) => feed_object(&of_task, found, sieve),
             Err(error) => tracing::error!(%error, "object tier: not recovered; what it holds is not served"),
         }
     });
 }
 
-fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered, tombstones: &Tombstones) {
+fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered, mut sieve: Sieve) {
     found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
     tracing::info!(records = found.records.len(), "object tier recovered");
     node.with_core(|core, _| {
         core.sequence_floor(found.next_sequence.saturating_sub(1));
-        Feed { core, stores: &node.stores, tombstones }.take(Tier::Object, found.records)
+        sieve.feed(core, &node.stores, Tier::Object, found.records);
     });
+    if let Err(error) = sieve.compact(&node.journal, &node.stores) {
+        tracing::warn!(%error, "the journal was not compacted");
+    }
 }
 
 /// A generation that no frame of an earlier start had: random, so that stale frames never match.

@@ -122,7 +122,10 @@ fn start_growth(node: &Arc<Node>) -> anyhow::Result<std::thread::JoinHandle<()>>
         while !node.stopping.is_cancelled() {
             if node.arena.needs_growth() {
                 match node.arena.grow() {
-                    Ok(_) => node.with_core_on(&runtime, |core, _| core.frames_grew()),
+                    Ok(_) => {
+                        node.with_core_on(&runtime, |core, _| core.frames_grew());
+                        node.grown.notify_waiters();
+                    }
                     Err(error) => {
                         tracing::error!(%error, "no more host memory; serving with what there is");
                         runtime.block_on(pause(&node));

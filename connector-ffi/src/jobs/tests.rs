@@ -123,10 +123,11 @@ impl Rig {
     /// Seals waiting to be told: (checksum, abandoned).
     fn seals(&mut self) -> Vec<(u64, bool)> {
         let seal = |report| match report {
-            Report::Seal { frame, .. } => (frame.checksum, frame.abandoned),
+            Report::Seal { frame, .. } => Some((frame.checksum, frame.abandoned)),
+            Report::SaveOver => None,
             other => panic!("{other:?}"),
         };
-        self.reports().into_iter().map(seal).collect()
+        self.reports().into_iter().filter_map(seal).collect()
     }
 
     fn load_results(&mut self) -> Vec<i32> {

@@ -22,6 +22,8 @@ use crate::node::{Node, Token};
 
 /// Longest engine id, in bytes.
 const MAX_ENGINE_ID_BYTES: usize = 256;
+/// How long a reservation waits for memory that is being made ready.
+const GROWTH_WAIT: Duration = Duration::from_millis(500);
 /// Heartbeats in the time after which an attachment is dead.
 const HEARTBEATS_PER_TTL: u32 = 5;
 
@@ -156,7 +158,8 @@ impl v1::engine_server::Engine for EngineService {
         if self.0.is_draining() {
             return Ok(Response::new(reserve_reply(vec![Reservation::Busy; reserve.keys.len()], bytes)));
         }
-        let answers = self.0.with_core(|core, now| core.reserve(now, &reserve)).map_err(|e| core_status(&e))?;
+        let mut answers = self.0.with_core(|core, now| core.reserve(now, &reserve)).map_err(|e| core_status(&e))?;
+        self.reserve_rest(reserve, &mut answers).await?;
         Ok(Response::new(reserve_reply(answers, bytes)))
     }
 
@@ -199,6 +202,29 @@ impl v1::engine_server::Engine for EngineService {
 }
 
 impl EngineService {
+    /// Asks again for the blocks at the end that found no room while memory is being made ready. The engine does not
+    /// wait for this answer: it copies when it has it.
+    async fn reserve_rest(&self, mut reserve: ReserveRequest, answers: &mut Vec<Reservation>) -> Result<(), Status> {
+        let deadline = Instant::now() + GROWTH_WAIT;
+        loop {
+            let grown = self.0.grown.notified();
+            tokio::pin!(grown);
+            grown.as_mut().enable();
+            let kept = answers.iter().rposition(|a| *a != Reservation::Busy).map_or(0, |at| at + 1);
+            if kept == answers.len() || !self.0.arena.needs_growth() || timeout_at(deadline, grown).await.is_err() {
+                return Ok(());
+            }
+            let asked = answers.len() - reserve.keys.len();
+            let rest = reserve.keys.split_off(kept - asked);
+            reserve.parent = reserve.keys.last().copied().or(reserve.parent);
+            reserve.first_block = reserve.first_block.saturating_add(u32::try_from(kept - asked).unwrap_or(u32::MAX));
+            reserve.keys = rest;
+            let more = self.0.with_core(|core, now| core.reserve(now, &reserve)).map_err(|e| core_status(&e))?;
+            answers.truncate(kept);
+            answers.extend(more);
+        }
+    }
+
     async fn wait_for_onboards(&self, lease: LeaseId, deadline: Instant) -> Result<(), Status> {
         loop {
             let moved = self.0.movement.notified();
@@ -320,8 +346,11 @@ fn reserve_reply(answers: Vec<Reservation>, bytes: u64) -> v1::ReserveReply {
 }
 
 fn seal_request(frame: &v1::SealedFrame) -> Result<SealRequest, Status> {
-    let page = u32::try_from(frame.offset / PAGE_BYTES)
-        .map_err(|_| Status::invalid_argument(format!("offset {} is outside any extent", frame.offset)))?;
+    let refuse = |why| Status::invalid_argument(format!("offset {} is {why}", frame.offset));
+    let page = u32::try_from(frame.offset / PAGE_BYTES).map_err(|_| refuse("outside any extent"))?;
+    if !frame.offset.is_multiple_of(PAGE_BYTES) {
+        return Err(refuse("not a multiple of 4096: no frame starts there"));
+    }
     Ok(SealRequest {
         key: convert::key("key", &frame.key).map_err(wire_status)?,
         shard: shard(frame.shard)?,
