@@ -30,7 +30,7 @@ const FAIL_FAST: Duration = Duration::from_millis(300);
 fn config(test: &str) -> Option<ObjectConfig> {
     static PREFIXES: AtomicU32 = AtomicU32::new(0);
     let Ok(endpoint) = std::env::var("KVTIER_TEST_S3") else {
-        eprintln!("skipped: {test}: KVTIER_TEST_S3 is not set; see tests/s3/ceph-radosgw.sh");
+        eprintln!("SKIPPED: {test}: KVTIER_TEST_S3 is not set; see tests/s3/ceph-radosgw.sh");
         return None;
     };
     let bucket = std::env::var("KVTIER_TEST_S3_BUCKET").expect("KVTIER_TEST_S3_BUCKET names the test bucket");
@@ -106,7 +106,7 @@ async fn outlives_a_server_that_is_killed() {
     let _server = SERVER.lock().await;
     let Some(config) = config("outlives_a_server_that_is_killed") else { return };
     let Some(rig) = Rig::from_env() else {
-        eprintln!("skipped: outlives_a_server_that_is_killed: KVTIER_TEST_S3_RIG is not set");
+        eprintln!("SKIPPED: outlives_a_server_that_is_killed: KVTIER_TEST_S3_RIG is not set");
         return;
     };
     let (tier, _) = open(&config).await;

@@ -31,7 +31,7 @@ fn sparse_tier(config: &DiskConfig, segments: u32, len: u64) -> u64 {
 }
 
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement to run by hand; `make bench` has its own"]
 fn recovery_of_20_gib() {
     for len in [2 << 20, 256 << 10, 16 << 10] {
         let dir = tempfile::tempdir().unwrap();
@@ -52,7 +52,7 @@ fn recovery_of_20_gib() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
+#[ignore = "a measurement to run by hand; `make bench` has its own"]
 async fn throughput() {
     const LEN: usize = 2 << 20;
     const COUNT: u64 = 500;
