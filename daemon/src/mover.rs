@@ -57,6 +57,11 @@ async fn offload(node: Arc<Node>, to: Tier, meta: RecordMeta, frame: FrameRef) -
                 return MoveEnd::Done(Some(at));
             }
             Err(StorageError::Full) => reclaim::make_room(&node, to).await,
+            Err(error @ StorageError::Poisoned { .. }) => {
+                // What it holds is still read; what is new goes to the next tier.
+                node.with_core(|core, _| core.without(to));
+                return end_of(&error, "offload", to, &meta.key);
+            }
             Err(error) => return end_of(&error, "offload", to, &meta.key),
         }
     }
