@@ -39,7 +39,7 @@ pub(crate) struct Lease {
     pub(crate) local_tokens: u32,
     /// Ranges asked for: group, first block, blocks.
     pub(crate) asked: Vec<(u16, u32, u32)>,
-    /// Why each block of the reference group that cannot be offered is missing, from `first_reason` on.
+    /// Why each block of the reference group is missing, should it not be offered; as many as were asked.
     pub(crate) reasons: Vec<MissReason>,
     /// Fates of the looked-up tokens, known once collected.
     pub(crate) runs: Vec<Run>,

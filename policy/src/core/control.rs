@@ -53,7 +53,7 @@ pub struct BlockView {
 pub struct EvictPlan {
     /// One outcome a key.
     pub outcomes: Vec<(BlockKey, Outcome, &'static str)>,
-    /// Shards to record in the journal, with the last sequence written for each, before the eviction is applied.
+    /// Shards to record in the journal, with the last sequence given out, before the eviction is acknowledged.
     pub journal: Vec<(ShardKey, u64)>,
 }
 
@@ -155,7 +155,8 @@ impl Core {
         plan
     }
 
-    /// Carries out an eviction that [`Self::plan_evict`] announced and the journal holds.
+    /// Carries out an eviction that [`Self::plan_evict`] announced, in the same step: no movement may begin in between.
+    /// The caller journals the plan before it acknowledges.
     pub fn apply_evict(&mut self, keys: &[BlockKey], tiers: &[Tier]) {
         for key in keys {
             for id in self.evictable_by_verb(key, tiers) {

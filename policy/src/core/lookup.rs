@@ -1,4 +1,4 @@
-//! Lookups: from keys to leased frames, and the settlement of their tokens.
+//! Lookups: from keys to leased frames.
 
 use std::sync::Arc;
 

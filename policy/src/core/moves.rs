@@ -18,7 +18,7 @@ pub enum MoveEnd {
     Corrupt,
     /// The source has no such record.
     Gone,
-    /// It failed for now.
+    /// It failed, and the source is as it was: it may be tried again.
     Failed,
 }
 

@@ -202,7 +202,7 @@ impl Core {
 
     /// A frame of host memory, evicting if that is what it takes. `None`: no room now.
     pub(super) fn host_frame(&mut self, bytes: u64) -> Option<FrameRef> {
-        // Two rounds: one victim frees one frame of its class; a whole extent changes class at most once.
+        // One victim frees one frame of its class. A third try covers an extent that first has to change its class.
         for _ in 0..3 {
             match self.frames.alloc(bytes) {
                 Allocation::Granted(frame) => {
