@@ -291,7 +291,7 @@ fn lookup_reply(answer: &LookupAnswer) -> v1::LookupReply {
         found: range.found.iter().map(found).collect::<Vec<u8>>().into(),
         frames: range.frames.iter().map(frame_bytes).collect(),
     });
-    v1::LookupReply { ranges: ranges.collect(), lease_id: 0 }
+    v1::LookupReply { ranges: ranges.collect() }
 }
 
 fn reserve_request(attachment: AttachmentId, message: &v1::ReserveRequest) -> Result<ReserveRequest, Status> {

@@ -33,7 +33,7 @@ fn range(found: &'static [u8], frames: u64) -> v1::RangeFrames {
 }
 
 fn check(asked: Vec<RangeKeys>, ranges: Vec<v1::RangeFrames>, layout: &Layout) -> Result<Answer, BadReply> {
-    Answer::check(asked, v1::LookupReply { ranges, lease_id: 0 }, layout)
+    Answer::check(asked, v1::LookupReply { ranges }, layout)
 }
 
 #[test]

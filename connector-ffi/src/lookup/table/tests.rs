@@ -11,7 +11,7 @@ const EPOCH: Option<u64> = Some(1);
 fn answer() -> Answer {
     let layout = Spec::parse(&sample().to_string()).unwrap().layout;
     let range = crate::lookup::answer::RangeKeys { first_block: 0, keys: Vec::new() };
-    let reply = v1::LookupReply { ranges: vec![v1::RangeFrames::default()], lease_id: 0 };
+    let reply = v1::LookupReply { ranges: vec![v1::RangeFrames::default()] };
     Answer::check(vec![range], reply, &layout).unwrap()
 }
 
