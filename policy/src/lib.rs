@@ -16,6 +16,7 @@
 mod attachment;
 mod catalog;
 mod core;
+pub mod directory;
 mod entry;
 mod evict;
 mod frame;

@@ -6,6 +6,7 @@ mod group;
 mod key;
 mod layout;
 mod namespace;
+mod node;
 mod outcome;
 mod record;
 mod semantic;
@@ -20,6 +21,7 @@ pub use key::{
 };
 pub use layout::{BadLayout, Layout};
 pub use namespace::{HashAlgorithm, Namespace, UnknownHashAlgorithm};
+pub use node::{BadNodeId, Edition, NodeId, NodeNumber};
 pub use outcome::Outcome;
 pub use record::{Expect, Location, RecordMeta};
 pub use semantic::{BlockHints, SemanticType, UnknownSemanticType};

@@ -1,0 +1,1 @@
+//! What every [`crate::Transport`] promises, as one suite to run over each implementation.
