@@ -17,7 +17,11 @@
 //! *Bounds*: bytes in flight per link, connections per peer, descriptors and addresses have constants beside them.
 
 pub mod conformance;
+pub mod devices;
 mod error;
+pub mod tcp;
+pub mod twin;
+pub mod ucx;
 
 use std::fmt::Debug;
 use std::time::Duration;

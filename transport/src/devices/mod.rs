@@ -1,0 +1,1 @@
+//! RDMA devices and ports of this machine, as sysfs tells them.

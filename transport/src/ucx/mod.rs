@@ -1,0 +1,1 @@
+//! UCX, opened at run time: RDMA, shared memory, device memory.
