@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 3] = ["kvtier/v1/types.proto", "kvtier/v1/engine.proto", "kvtier/v1/control.proto"];
+const FILES: [&str; 4] =
+    ["kvtier/v1/types.proto", "kvtier/v1/engine.proto", "kvtier/v1/control.proto", "kvtier/v1/peer.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=kvtier");

@@ -39,6 +39,16 @@ pub enum Command {
         #[arg(required = true)]
         keys: Vec<KeyArg>,
     },
+    /// The nodes of the cluster, as the daemon knows them.
+    Nodes,
+    /// Give what only one node holds to other nodes or the object store, and let it take nothing more: before it leaves.
+    Drain {
+        /// The node's id, as `kvtier nodes` shows it; may be another than the daemon asked.
+        node: String,
+        /// How long it may take: what is left then is reported.
+        #[arg(long, value_parser = parse_duration, default_value = "10m")]
+        deadline: Duration,
+    },
     /// The blocks of this node.
     Ls {
         /// Only blocks with a copy in this tier: device, host, disk or object.

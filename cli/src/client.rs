@@ -63,12 +63,50 @@ impl Client {
     pub async fn locate(&mut self, keys: &[BlockKey]) -> Result<v1::LocateReply, CliError> {
         let mut all = v1::LocateReply::default();
         for chunk in keys.chunks(PAGE_BLOCKS as usize) {
-            let answer = self.cache.locate(self.request(v1::LocateRequest { keys: wire_keys(chunk) })).await;
+            let answer =
+                self.cache.locate(self.request(v1::LocateRequest { keys: wire_keys(chunk), local_only: false })).await;
             let reply = self.settle("locate", answer)?;
             all.node_id = reply.node_id;
             all.blocks.extend(reply.blocks);
         }
         Ok(all)
+    }
+
+    /// The nodes of the cluster.
+    ///
+    /// # Errors
+    /// What [`Client`] calls can fail with.
+    pub async fn nodes(&mut self) -> Result<v1::NodesReply, CliError> {
+        let answer = self.admin.nodes(self.request(v1::NodesRequest {})).await;
+        self.settle("nodes", answer)
+    }
+
+    /// Drains a node; `progress` hears what was done so far. Answers with the last word.
+    ///
+    /// # Errors
+    /// What [`Client`] calls can fail with, and [`CliError::BadAnswer`] when the daemon went away before it was done.
+    pub async fn drain(
+        &mut self,
+        node_id: &str,
+        deadline: Duration,
+        mut progress: impl FnMut(&v1::DrainEvent),
+    ) -> Result<v1::DrainEvent, CliError> {
+        let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+        let mut request = Request::new(v1::DrainRequest { node_id: node_id.to_owned(), deadline_ms });
+        request.set_timeout(deadline + self.timeout);
+        let answer = self.admin.drain(request).await;
+        let mut events = self.settle("drain", answer)?;
+        loop {
+            let next = events.message().await;
+            match self.settle("drain", next.map(tonic::Response::new))? {
+                Some(event) if event.done => return Ok(event),
+                Some(event) => progress(&event),
+                None => {
+                    let what = "it ended before the drain did".to_owned();
+                    return Err(CliError::BadAnswer { verb: "drain", what });
+                }
+            }
+        }
     }
 
     /// Drops blocks; more keys than fit one call go in several.

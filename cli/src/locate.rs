@@ -34,6 +34,8 @@ pub(crate) struct Replica {
     pub(crate) checksum: String,
     pub(crate) layout_id: String,
     pub(crate) place: String,
+    /// The node that holds it.
+    pub(crate) node_id: String,
 }
 
 impl From<&v1::BlockInfo> for Block {
@@ -61,6 +63,7 @@ impl From<&v1::Replica> for Replica {
             checksum: format!("{:016x}", r.checksum),
             layout_id: hex::encode(&r.layout_id),
             place: r.place.clone(),
+            node_id: r.node_id.clone(),
         }
     }
 }
@@ -97,7 +100,7 @@ pub fn report(reply: &v1::LocateReply) -> Report {
 
 fn block_text(node_id: &str, block: &Block) -> String {
     if block.replicas.is_empty() {
-        return format!("block {}\n  {} on node {}\n", block.key, block.outcome, printable(node_id));
+        return format!("block {}\n  {} on every node that {} reaches\n", block.key, block.outcome, printable(node_id));
     }
     let facts = format!(
         "  model {}  tenant {}  program {}  {}  depth {} blocks  {} leases\n",
@@ -109,8 +112,9 @@ fn block_text(node_id: &str, block: &Block) -> String {
         block.leases
     );
     let mut table = Table::new(&[
-        ("SHARD", Align::Right),
+        ("NODE", Align::Left),
         ("TIER", Align::Left),
+        ("SHARD", Align::Right),
         ("BYTES", Align::Right),
         ("CHECKSUM", Align::Left),
         ("LAYOUT", Align::Left),
@@ -118,7 +122,15 @@ fn block_text(node_id: &str, block: &Block) -> String {
     ]);
     for r in &block.replicas {
         let layout = hex::decode(&r.layout_id).map_or_else(|_| r.layout_id.clone(), |bytes| short(&bytes));
-        table.row([&r.shard.to_string(), &r.tier, &bytes_text(r.bytes), &r.checksum, &layout, &r.place]);
+        table.row([
+            &printable(&r.node_id),
+            &r.tier,
+            &r.shard.to_string(),
+            &bytes_text(r.bytes),
+            &r.checksum,
+            &layout,
+            &r.place,
+        ]);
     }
     format!("block {}\n{facts}{}", block.key, table.render(2))
 }

@@ -4,7 +4,7 @@ use crate::args::{Args, Command};
 use crate::client::Client;
 use crate::error::CliError;
 use crate::report::Report;
-use crate::{doctor, evict, locate, ls, status};
+use crate::{doctor, drain, evict, locate, ls, nodes, status};
 
 /// Runs the command.
 ///
@@ -18,6 +18,8 @@ pub async fn run(args: &Args) -> Result<Report, CliError> {
             Ok(doctor::report(&findings))
         }
         Command::Status => Ok(status::report(&connect(args).await?.status().await?)),
+        Command::Nodes => Ok(nodes::report(&connect(args).await?.nodes().await?)),
+        Command::Drain { node, deadline } => drain::drain(&mut connect(args).await?, node, *deadline).await,
         Command::Locate { keys } => locate::locate(&mut connect(args).await?, keys).await,
         Command::Ls { tier, model, limit } => {
             let filter = ls::Filter { tier: *tier, model: model.clone(), limit: *limit };

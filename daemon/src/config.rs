@@ -1,5 +1,6 @@
 //! The configuration file, `kvtier.toml`. Every field has a default; unknown fields are refused.
 
+pub mod cluster;
 mod derived;
 
 use std::net::SocketAddr;
@@ -7,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kvtier_storage::DiskConfig;
+use kvtier_types::NodeId;
 use serde::Deserialize;
 
 use crate::units::{ByteSize, Span};
+pub use cluster::{Cluster, Transport};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,6 +34,10 @@ pub struct Config {
     pub object: Object,
     /// When blocks move to slower tiers.
     pub offload: Offload,
+    /// The cluster this node is part of.
+    pub cluster: Cluster,
+    /// How bytes move between nodes.
+    pub transport: Transport,
     /// Deadlines.
     pub limits: Limits,
 }
@@ -85,10 +92,17 @@ pub struct Object {
     pub enabled: bool,
     /// `file:///directory` or `s3://bucket`; `data_dir/object` by default.
     pub url: Option<String>,
-    /// Path below which everything lies, in a folder of the node's name: give each node a name of its own.
+    /// Path below which everything lies, in a folder of the node's name: give each node a name of its own, and all nodes
+    /// of a cluster one prefix, so that they find each other's blocks.
     pub prefix: String,
-    /// Most bytes of packs.
+    /// Most bytes of this node's packs.
     pub capacity: ByteSize,
+    /// Most bytes of all nodes' packs: beyond, those whose nodes are gone are deleted, oldest first.
+    pub cluster_capacity: ByteSize,
+    /// Which blocks are written: `read` (those that were read at least once), `all`, or `none` (only a drain writes).
+    pub write: String,
+    /// How often other nodes' new packs are looked for, beside what heartbeats tell.
+    pub list_every: Span,
     /// S3 only: server, for others than AWS.
     pub endpoint: Option<String>,
     /// S3 only: region.
@@ -140,6 +154,8 @@ impl Default for Config {
             disk: Disk::default(),
             object: Object::default(),
             offload: Offload::default(),
+            cluster: Cluster::default(),
+            transport: Transport::default(),
             limits: Limits::default(),
         }
     }
@@ -172,6 +188,9 @@ impl Default for Object {
             url: None,
             prefix: "kvtier".into(),
             capacity: ByteSize(64 << 30),
+            cluster_capacity: ByteSize(1 << 40),
+            write: "read".into(),
+            list_every: Span(Duration::from_secs(30)),
             endpoint: None,
             region: "us-east-1".into(),
             credentials_env: None,
@@ -236,7 +255,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] naming file, line or field.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let config = match path {
+        let mut config = match path {
             None => Self::default(),
             Some(path) => {
                 let read = |source| ConfigError::Read { path: path.to_owned(), source };
@@ -245,6 +264,7 @@ impl Config {
                 toml::from_str(&text).map_err(parse)?
             }
         };
+        config.take_environment();
         config.check()?;
         Ok(config)
     }
@@ -255,12 +275,8 @@ impl Config {
         if extent.0 < 1 << 20 || extent.0 > 1 << 30 || !extent.0.is_multiple_of(2 << 20) && extent.0 != 1 << 20 {
             return field("host.extent", format!("{extent} is not a multiple of 2 MiB between 1 MiB and 1 GiB"));
         }
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if self.node_id.is_empty() || self.node_id.len() > 253 || !self.node_id.bytes().all(plain) {
-            return field(
-                "node_id",
-                format!("{:?} is not a host name: letters, digits, '-', '_' and '.'", self.node_id),
-            );
+        if let Err(error) = NodeId::new(&self.node_id) {
+            return field("node_id", error.to_string());
         }
         if capacity < extent {
             return field("host.capacity", format!("{capacity} is less than one extent of {extent}"));
@@ -276,6 +292,8 @@ impl Config {
         }
         self.page_kind()?;
         self.eager()?;
+        self.write_behind()?;
+        self.check_cluster()?;
         if self.disk.enabled {
             self.disk_config()?;
         }

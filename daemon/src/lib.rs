@@ -8,8 +8,10 @@
 //! *Shutdown*: stop accepting, tell attachments, drain offloads until a deadline, close stores, leave.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod config;
 pub mod descriptors;
+pub mod directory;
 pub mod metrics;
 pub mod mover;
 pub mod node;

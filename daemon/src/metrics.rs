@@ -15,7 +15,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kvtier_policy::Core;
 use kvtier_storage::BlockStore;
-use kvtier_types::Tier;
+use kvtier_types::{Origin, Tier};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -63,9 +63,10 @@ pub async fn serve(node: Arc<Node>, address: SocketAddr) -> std::io::Result<Sock
 async fn answer(node: Arc<Node>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (status, body) = match request.uri().path() {
         "/metrics" => (StatusCode::OK, exposition(&node)),
-        "/healthz" if node.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "try /metrics or /healthz\n".to_owned()),
+        "/readyz" if node.is_draining() => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
+        "/readyz" => (StatusCode::OK, "ready\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
@@ -130,8 +131,9 @@ fn core_counters(page: &mut Page, core: &Core) {
     page.family("kvtier_tokens_total", "counter", help, ledger);
     let looked_up = core.ledger().looked_up();
     page.family("kvtier_looked_up_tokens_total", "counter", "Tokens looked up and settled.", [("", "", looked_up)]);
-    let help = "Block shards loaded by engines, by the tier they came from.";
-    page.family("kvtier_blocks_loaded_total", "counter", help, by_tier(c.loaded));
+    let help = "Block shards loaded by engines, by where they came from.";
+    let loaded = Origin::ALL.into_iter().map(|o| ("origin", o.name(), c.loaded[o.index()]));
+    page.family("kvtier_blocks_loaded_total", "counter", help, loaded);
     page.family("kvtier_blocks_sealed_total", "counter", "Block shards sealed.", [("", "", c.sealed)]);
     let reserved = ["granted", "present", "busy"].into_iter().zip(c.reserved).map(|(a, n)| ("answer", a, n));
     page.family("kvtier_reservations_total", "counter", "Blocks reserved, by answer.", reserved);

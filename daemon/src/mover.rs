@@ -11,6 +11,7 @@ use kvtier_storage::StorageError;
 use kvtier_types::{Expect, Location, RecordMeta, ShardKey, Tier};
 use tokio::time::timeout;
 
+use crate::cluster::Fetch;
 use crate::node::Node;
 use crate::pool::frame_id;
 use crate::reclaim;
@@ -20,9 +21,32 @@ const MOVE_DEADLINE: Duration = Duration::from_secs(60);
 /// Times room is made for one record before it is given up.
 const ROOM_ATTEMPTS: usize = 3;
 
-/// Starts an action. Returns at once.
-pub fn execute(node: &Arc<Node>, action: Action) {
+/// Starts what one call of the core wants done. Returns at once.
+pub fn execute_all(node: &Arc<Node>, actions: Vec<Action>) {
+    // Fetches of one call go together: those from one peer share its exports.
+    let mut fetches = Vec::new();
+    for action in actions {
+        match action {
+            Action::Fetch { id, key, from, into, bytes, deadline } => {
+                fetches.push(Fetch { id, key, from, into, bytes, deadline });
+            }
+            other => execute(node, other),
+        }
+    }
+    if let Some(cluster) = node.cluster.as_ref().filter(|_| !fetches.is_empty()) {
+        cluster.fetch(node, fetches);
+    }
+}
+
+fn execute(node: &Arc<Node>, action: Action) {
     match action {
+        // Gathered by the caller.
+        Action::Fetch { .. } => {}
+        Action::CancelFetch { id } => {
+            if let Some(cluster) = &node.cluster {
+                cluster.cancel(id);
+            }
+        }
         Action::Forget { tier, at, bytes } => node.stores.forget(tier, at, bytes),
         Action::Offload { id, to, meta, frame } => {
             let task = offload(Arc::clone(node), to, meta, frame);

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant as StdInstant};
 
 use kvtier_memory::Arena;
@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cluster::Cluster;
 use crate::config::Config;
 
 /// Random name of an attachment on the wire.
@@ -79,6 +80,8 @@ pub struct Node {
     pub incarnation: u64,
     /// Notes of the start, for status.
     pub notes: Vec<String>,
+    /// The cluster it is part of.
+    pub cluster: Option<Arc<Cluster>>,
     /// Woken when the arena wants an extent made ready.
     pub growth: Notify,
     /// Woken when an extent was made ready.
@@ -93,6 +96,7 @@ pub struct Node {
     /// Times that room was made below for records that had been refused.
     pub(crate) rooms_made: AtomicU64,
     draining: AtomicBool,
+    peer_address: OnceLock<String>,
     core: Mutex<Core>,
     doors: Mutex<BTreeMap<Token, Door>>,
     layouts: Mutex<BTreeMap<String, Layout>>,
@@ -123,6 +127,8 @@ pub struct Parts {
     pub incarnation: u64,
     /// Notes of the start.
     pub notes: Vec<String>,
+    /// The cluster it is part of.
+    pub cluster: Option<Arc<Cluster>>,
 }
 
 impl Node {
@@ -136,6 +142,7 @@ impl Node {
             journal: parts.journal,
             incarnation: parts.incarnation,
             notes: parts.notes,
+            cluster: parts.cluster,
             growth: Notify::new(),
             grown: Notify::new(),
             movement: Notify::new(),
@@ -144,6 +151,7 @@ impl Node {
             reclaiming: tokio::sync::Mutex::new(()),
             rooms_made: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            peer_address: OnceLock::new(),
             core: Mutex::new(parts.core),
             doors: Mutex::new(BTreeMap::new()),
             layouts: Mutex::new(BTreeMap::new()),
@@ -167,17 +175,20 @@ impl Node {
     /// Calls the core, then carries out what it wants done.
     pub fn with_core<R>(self: &Arc<Self>, call: impl FnOnce(&mut Core, Instant) -> R) -> R {
         let mut actions: Vec<Action> = Vec::new();
+        let unpublished;
         let result = {
             let mut core = self.core.lock();
             let held = StdInstant::now();
             let result = call(&mut core, self.now());
             actions.extend(std::iter::from_fn(|| core.poll_action()));
+            unpublished = core.publication_state().0 > 0;
             let nanos = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.longest_hold_nanos.fetch_max(nanos, Ordering::Relaxed);
             result
         };
-        for action in actions {
-            crate::mover::execute(self, action);
+        crate::mover::execute_all(self, actions);
+        if let Some(cluster) = self.cluster.as_ref().filter(|_| unpublished) {
+            cluster.publishing.notify_one();
         }
         if self.arena.needs_growth() {
             self.growth.notify_one();
@@ -262,6 +273,17 @@ impl Node {
     /// Takes no more attachments or reservations from now on.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// Where peers reach this node's Peer service; unknown before it listens.
+    #[must_use]
+    pub fn peer_address(&self) -> Option<String> {
+        self.peer_address.get().cloned()
+    }
+
+    /// Tells where the Peer service listens; the first word counts.
+    pub fn set_peer_address(&self, address: String) {
+        drop(self.peer_address.set(address));
     }
 
     /// Whether the node is on its way out.

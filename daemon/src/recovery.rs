@@ -12,6 +12,7 @@ use kvtier_storage::journal::{Entry, Journal};
 use kvtier_storage::object::ObjectStoreTier;
 use kvtier_types::{Location, RecordMeta, ShardKey, Tier};
 
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::node::{Node, Parts, Stores};
 use crate::pool::{ArenaPool, slot_bytes};
@@ -55,7 +56,9 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     for note in &notes {
         tracing::warn!("{note}");
     }
-    let parts = Parts { config, arena, stores, journal: Arc::new(journal), core, incarnation, notes };
+    let cluster = Cluster::open(&config).await?;
+    let journal = Arc::new(journal);
+    let parts = Parts { config, arena, stores, journal, core, incarnation, notes, cluster: Some(cluster) };
     let node = Node::new(parts);
     // What recovery decided to forget.
     node.with_core(|_, _| ());

@@ -9,6 +9,7 @@ use anyhow::Context;
 use kvtier_proto::v1::admin_server::AdminServer;
 use kvtier_proto::v1::engine_server::EngineServer;
 use kvtier_proto::v1::kv_cache_server::KvCacheServer;
+use kvtier_proto::v1::peer_server::PeerServer;
 use kvtier_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
 use kvtier_storage::BlockStore;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -18,8 +19,8 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::node::Node;
-use crate::services::{AdminService, EngineService, KvCacheService};
-use crate::{descriptors, metrics};
+use crate::services::{AdminService, EngineService, KvCacheService, PeerService};
+use crate::{cluster, descriptors, metrics};
 
 /// How often what has outlived its time is looked for.
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
@@ -65,6 +66,7 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
         let router = control(&node, health_service)?;
         servers.spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopping.cancelled_owned()));
     }
+    serve_peers(&node, &mut servers).await?;
     tracing::info!(
         socket = %node.config.grpc_socket().display(),
         incarnation = node.incarnation,
@@ -81,6 +83,32 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
     growing.join().map_err(|_| anyhow::anyhow!("the growth thread died"))?;
     Ok(())
 }
+
+/// The Peer service, and then the tasks of the cluster: what is published must be reachable.
+async fn serve_peers(node: &Arc<Node>, servers: &mut Servers) -> anyhow::Result<()> {
+    let Some(cluster) = &node.cluster else { return Ok(()) };
+    if !node.config.cluster.is_embedded() {
+        let listen = node.config.cluster.listen;
+        let tcp = TcpListener::bind(listen).await;
+        let tcp = tcp.with_context(|| format!("cannot listen on cluster.listen = {listen}"))?;
+        let bound = tcp.local_addr()?;
+        let host = node.config.advertised_host();
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        node.set_peer_address(format!("{host}:{}", bound.port()));
+        tracing::info!(%bound, advertised = node.peer_address(), "Peer service");
+        let service = PeerServer::new(PeerService { node: Arc::clone(node), cluster: Arc::clone(cluster) })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let router = Server::builder().tcp_nodelay(true).add_service(service);
+        let stopping = node.stopping.clone().cancelled_owned();
+        servers.spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopping));
+        cluster.start(node);
+    }
+    Ok(())
+}
+
+/// The servers under way.
+type Servers = tokio::task::JoinSet<Result<(), tonic::transport::Error>>;
 
 /// Everything but the Engine service.
 fn control<H>(node: &Arc<Node>, health: tonic_health::pb::health_server::HealthServer<H>) -> anyhow::Result<Router>
@@ -157,6 +185,11 @@ fn start_expiry(node: &Arc<Node>) {
                 () = of_task.stopping.cancelled() => return,
                 _ = ticks.tick() => {
                     let reaped = of_task.with_core(kvtier_policy::Core::expire);
+                    if let Some(cluster) = &of_task.cluster {
+                        of_task.read_core(|core| cluster.exposures.sweep(core));
+                    }
+                    // Whoever waits for what was given up shall look again.
+                    of_task.movement.notify_waiters();
                     if !reaped.is_empty() {
                         tracing::warn!(count = reaped.len(), "attachments fell silent and were reaped");
                         of_task.tell_detached(&reaped, "no heartbeat: attach again");
@@ -167,11 +200,15 @@ fn start_expiry(node: &Arc<Node>) {
     });
 }
 
-async fn shut_down(node: &Arc<Node>, mut servers: tokio::task::JoinSet<Result<(), tonic::transport::Error>>) {
+async fn shut_down(node: &Arc<Node>, mut servers: Servers) {
     let deadline = Instant::now() + node.config.limits.drain.0;
     tracing::info!("stopping: finishing what is under way");
     node.start_draining();
     node.tell_all("the daemon is stopping");
+    if !node.config.cluster.is_embedded() && node.config.cluster.drain_on_stop {
+        let report = cluster::drain(node, deadline.saturating_duration_since(Instant::now()), |_| ()).await;
+        tracing::info!(?report, "drained");
+    }
     while node.read_core(kvtier_policy::Core::pending_offloads) > 0 && Instant::now() < deadline {
         tokio::time::sleep(DRAIN_POLL).await;
     }
@@ -189,6 +226,9 @@ async fn shut_down(node: &Arc<Node>, mut servers: tokio::task::JoinSet<Result<()
     let rest = deadline.saturating_duration_since(Instant::now()).max(CLOSE_TIMEOUT);
     if timeout(rest, node.tasks.wait()).await.is_err() {
         tracing::warn!("background tasks did not end in time");
+    }
+    if let Some(cluster) = &node.cluster {
+        cluster.close(rest).await;
     }
     close_stores(node, rest).await;
     for path in [node.config.grpc_socket(), node.config.fd_socket()] {

@@ -3,15 +3,20 @@
 //! Keys are interned once into a `u32` slab by a fixed-seed table. An entry without replicas stays while others name it
 //! as their parent, so that the tree under it keeps its shape; then it goes.
 
-use hashbrown::HashTable;
-use kvtier_types::{BlockKey, LayoutId, Location, NamespaceId, TenantId, Tier};
+use std::collections::VecDeque;
 
+use hashbrown::HashTable;
+use kvtier_types::{BlockKey, LayoutId, Location, NamespaceId, NodeNumber, ShardKey, TenantId, Tier};
+use rustc_hash::FxHashMap;
+
+use crate::directory::Tiers;
 use crate::entry::{Entry, Flags, child_index};
 use crate::evict::Facts;
 use crate::frame::FrameRef;
 use crate::ghost::short;
 use crate::intern::Interner;
 use crate::pools::Pools;
+use crate::publication::Publication;
 
 /// Number of an entry in the catalog's slab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +59,28 @@ impl Default for Scope {
     }
 }
 
+/// Where a shard's bytes can be had when this node has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// Another node, in the life it published the shard under.
+    Peer {
+        /// The node.
+        node: NodeNumber,
+        /// The number of its start.
+        incarnation: u64,
+    },
+    /// What other nodes wrote to the object store.
+    Floor,
+}
+
+/// The sources of one shard that were not tried yet, best first.
+#[derive(Debug, Default)]
+pub(crate) struct Remote {
+    pub(crate) untried: VecDeque<Source>,
+    /// It is given into this node's care: what arrives is its own.
+    pub(crate) adopted: bool,
+}
+
 /// All entries.
 #[derive(Debug)]
 pub(crate) struct Catalog {
@@ -64,6 +91,10 @@ pub(crate) struct Catalog {
     pub(crate) programs: Interner<String>,
     layouts: Vec<LayoutId>,
     pools: Pools,
+    /// Who else is said to have the shards that are flagged `REMOTE`.
+    pub(crate) remotes: FxHashMap<BlockId, Remote>,
+    /// What the directory is told; `None` where there is no cluster.
+    pub(crate) publication: Option<Publication>,
 }
 
 impl Catalog {
@@ -76,6 +107,8 @@ impl Catalog {
             programs: Interner::default(),
             layouts: Vec::new(),
             pools,
+            remotes: FxHashMap::default(),
+            publication: None,
         }
     }
 
@@ -87,6 +120,11 @@ impl Catalog {
         let number = u16::try_from(self.layouts.len()).ok()?;
         self.layouts.push(*layout);
         Some(number)
+    }
+
+    /// Number of a layout seen before.
+    pub(crate) fn find_layout(&self, layout: &LayoutId) -> Option<u16> {
+        self.layouts.iter().position(|l| l == layout).and_then(|at| u16::try_from(at).ok())
     }
 
     pub(crate) fn find(&self, key: &BlockKey, layout: u16, shard: u16) -> Option<BlockId> {
@@ -144,7 +182,45 @@ impl Catalog {
             }
         }
         self.rank(id);
+        self.note_change(id);
         self.drop_if_empty(id)
+    }
+
+    /// Queues an entry of which the directory was told something else than what is.
+    fn note_change(&mut self, id: BlockId) {
+        let Some(publication) = &mut self.publication else { return };
+        let entry = self.slab[id.0 as usize].as_mut().expect("changed entries are present");
+        let tiers = entry.tiers();
+        if entry.flags.has(Flags::DIRTY) {
+            publication.note_departed(tiers.is_empty());
+            return;
+        }
+        if publication.told(entry.published) == tiers {
+            return;
+        }
+        entry.flags.set(Flags::DIRTY, true);
+        publication.enqueue(id, tiers.is_empty());
+    }
+
+    /// Ends an entry's wait in the queue of publication without telling anything of it.
+    pub(crate) fn shed(&mut self, id: BlockId) {
+        if let Some(entry) = self.slab[id.0 as usize].as_mut() {
+            entry.flags.set(Flags::DIRTY, false);
+            entry.published = 0;
+            self.drop_if_empty(id);
+        }
+    }
+
+    /// Ends an entry's wait in the queue of publication: what to tell of it, if anything, and what was told before.
+    pub(crate) fn tell(&mut self, id: BlockId) -> Option<(ShardKey, Tiers, Tiers)> {
+        let publication = self.publication.as_mut()?;
+        let entry = self.slab[id.0 as usize].as_mut()?;
+        let (old, new) = (publication.told(entry.published), entry.tiers());
+        entry.flags.set(Flags::DIRTY, false);
+        entry.published = publication.tell(new);
+        let key = ShardKey { block: entry.key, layout: self.layouts[usize::from(entry.layout)], shard: entry.shard };
+        self.drop_if_empty(id);
+        (old != new).then_some((key, old, new))
     }
 
     fn count_child(&mut self, parent: Option<BlockId>, tier: Tier, by: i32) {
@@ -171,7 +247,8 @@ impl Catalog {
     fn is_empty(&self, id: BlockId) -> bool {
         let entry = self.get(id);
         let held = entry.in_use() || entry.host.is_some() || entry.disk.is_some() || entry.object.is_some();
-        !held && entry.links == 0 && !entry.flags.has(Flags::QUEUED)
+        let awaited = Flags::QUEUED | Flags::DIRTY | Flags::REMOTE;
+        !held && entry.links == 0 && !entry.flags.has(awaited)
     }
 
     /// Removes an entry and returns its parent.
@@ -181,6 +258,7 @@ impl Catalog {
             found.remove();
         }
         self.free.push(id.0);
+        self.remotes.remove(&id);
         self.scopes.release(entry.scope);
         self.programs.release(entry.program);
         let parent = entry.parent?;
@@ -208,6 +286,11 @@ impl Catalog {
         }
     }
 
+    /// Whether an entry waits in the queue of publication.
+    pub(crate) fn is_dirty(&self, id: BlockId) -> bool {
+        self.get(id).flags.has(Flags::DIRTY)
+    }
+
     pub(crate) fn pools(&self) -> &Pools {
         &self.pools
     }
@@ -229,6 +312,10 @@ impl Catalog {
         self.slab.capacity() * size_of::<Option<Entry>>()
             + self.index.capacity() * (size_of::<u32>() + 1)
             + self.pools.len() * 32
+    }
+
+    pub(crate) fn layouts(&self) -> &[LayoutId] {
+        &self.layouts
     }
 
     pub(crate) fn layout_id(&self, number: u16) -> &LayoutId {

@@ -3,6 +3,7 @@
 use kvtier_types::{BlockKey, Location, SemanticType, Tier};
 
 use crate::catalog::BlockId;
+use crate::directory::Tiers;
 use crate::frame::FrameRef;
 
 /// States of an entry that a bit can hold.
@@ -32,6 +33,14 @@ impl Flags {
     pub(crate) const RANKED_OBJECT: u16 = 1 << 9;
     /// Its record is being rewritten elsewhere on the disk.
     pub(crate) const RELOCATING: u16 = 1 << 10;
+    /// What was last published of it is not what is: it waits to be published.
+    pub(crate) const DIRTY: u16 = 1 << 11;
+    /// Nothing of it is here, but somebody else is said to have it and a reader wants it.
+    pub(crate) const REMOTE: u16 = 1 << 12;
+    /// A copy of another node's block: whoever sealed it looks after further copies.
+    pub(crate) const FETCHED: u16 = 1 << 13;
+    /// It was read at least once since it came.
+    pub(crate) const READ: u16 = 1 << 14;
 
     pub(crate) const fn has(self, bits: u16) -> bool {
         self.0 & bits != 0
@@ -78,6 +87,8 @@ pub(crate) struct Entry {
     pub(crate) group: u16,
     pub(crate) flags: Flags,
     pub(crate) semantic: SemanticType,
+    /// What was last published of it: tiers in the low four bits, the edition's low bits in the others.
+    pub(crate) published: u16,
 }
 
 /// Index of a tier among those that count children.
@@ -90,6 +101,40 @@ pub(crate) const fn child_index(tier: Tier) -> usize {
 }
 
 impl Entry {
+    /// An entry without copies, tree or history. Scope and program are counted by the caller.
+    pub(crate) fn bare(
+        key: BlockKey,
+        (layout, shard): (u16, u16),
+        group: u16,
+        bytes: u32,
+        (scope, program, flags): (u32, u32, Flags),
+    ) -> Self {
+        Self {
+            key,
+            checksum: 0,
+            sequence: 0,
+            touched: 0,
+            host: None,
+            disk: None,
+            object: None,
+            parent: None,
+            children: [0; 3],
+            links: 0,
+            scope,
+            program,
+            engine: 0,
+            bytes,
+            depth_blocks: 0,
+            leases: 0,
+            layout,
+            shard,
+            group,
+            flags,
+            semantic: SemanticType::default(),
+            published: 0,
+        }
+    }
+
     pub(crate) const fn resident(&self, tier: Tier) -> bool {
         match tier {
             Tier::Device => false,
@@ -99,7 +144,20 @@ impl Entry {
         }
     }
 
-    /// Whether a reader may be told of it.
+    /// The tiers whose copies others may be told of.
+    pub(crate) fn tiers(&self) -> Tiers {
+        if self.flags.has(Flags::RESERVED | Flags::DOOMED) {
+            return Tiers::NONE;
+        }
+        Tier::ALL.into_iter().filter(|t| self.resident(*t)).fold(Tiers::NONE, Tiers::with)
+    }
+
+    /// Whether a reader may be promised it: it is here, or somebody else is said to have it.
+    pub(crate) fn offered(&self) -> bool {
+        self.visible() || (self.flags.has(Flags::REMOTE) && !self.flags.has(Flags::RESERVED | Flags::DOOMED))
+    }
+
+    /// Whether a reader may be told that it is here.
     pub(crate) fn visible(&self) -> bool {
         !self.flags.has(Flags::RESERVED | Flags::DOOMED) && Tier::ALL.into_iter().any(|t| self.resident(t))
     }

@@ -1,6 +1,6 @@
 //! Leases: the guard of one request over the blocks it is about to load.
 
-use kvtier_types::Instant;
+use kvtier_types::{Instant, Origin};
 
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
@@ -10,6 +10,20 @@ use crate::ledger::{Fate, MissReason};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub(crate) u64);
 
+impl LeaseId {
+    /// Wraps a number that came back over the wire; one that names no lease is as good as ended.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// One leased shard and where it stands in the request's prefix.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Leased {
@@ -17,8 +31,8 @@ pub(crate) struct Leased {
     pub(crate) group: u16,
     pub(crate) shard: u16,
     pub(crate) block: u32,
-    /// The tier it lay in when it was leased.
-    pub(crate) source: kvtier_types::Tier,
+    /// Where it lay when it was leased.
+    pub(crate) source: Origin,
 }
 
 /// A run of tokens with one fate, in prefix order.

@@ -3,7 +3,7 @@
 //! A token that an engine asked about beyond its own prefix was served by a tier, or missed for one reason. The parts
 //! sum to the whole (`the_parts_sum_to_the_whole`, and the core's model test).
 
-use kvtier_types::Tier;
+use kvtier_types::Origin;
 
 /// Why a looked-up token was not served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,14 +66,14 @@ impl MissReason {
 /// What became of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
-    Served(Tier),
+    Served(Origin),
     Missed(MissReason),
 }
 
 /// Token counts by fate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
-    served: [u64; Tier::ALL.len()],
+    served: [u64; Origin::ALL.len()],
     missed: [u64; MissReason::ALL.len()],
     looked_up: u64,
 }
@@ -82,15 +82,15 @@ impl Ledger {
     pub(crate) fn count(&mut self, fate: Fate, tokens: u64) {
         self.looked_up += tokens;
         match fate {
-            Fate::Served(tier) => self.served[tier.index()] += tokens,
+            Fate::Served(origin) => self.served[origin.index()] += tokens,
             Fate::Missed(reason) => self.missed[reason as usize] += tokens,
         }
     }
 
-    /// Tokens served by `tier`.
+    /// Tokens served from `origin`.
     #[must_use]
-    pub const fn served(&self, tier: Tier) -> u64 {
-        self.served[tier.index()]
+    pub fn served(&self, origin: impl Into<Origin>) -> u64 {
+        self.served[origin.into().index()]
     }
 
     /// Tokens missed for `reason`.
@@ -107,7 +107,7 @@ impl Ledger {
 
     /// Names and counts of all fates; their sum is [`Self::looked_up`].
     pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        let served = Tier::ALL.into_iter().map(|t| (t.name(), self.served(t)));
+        let served = Origin::ALL.into_iter().map(|o| (o.name(), self.served(o)));
         served.chain(MissReason::ALL.into_iter().map(|r| (r.name(), self.missed(r))))
     }
 }
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn the_parts_sum_to_the_whole() {
         let mut ledger = Ledger::default();
-        ledger.count(Fate::Served(Tier::Disk), 128);
+        ledger.count(Fate::Served(kvtier_types::Tier::Disk.into()), 128);
         ledger.count(Fate::Missed(MissReason::Novel), 64);
         ledger.count(Fate::Missed(MissReason::Declined), 1);
         assert_eq!(ledger.looked_up(), 193);

@@ -24,17 +24,24 @@ mod ghost;
 mod intern;
 mod lease;
 mod ledger;
+mod members;
+pub mod peer;
+
 pub mod limits;
 mod pools;
+mod publication;
 
 pub use attachment::{AttachSpec, AttachmentId, AttachmentInfo, Role};
-pub use catalog::{BlockId, Scope};
+pub use catalog::{BlockId, Scope, Source};
 pub use core::{
-    Action, AnswerFrame, BlockView, Core, CoreConfig, CoreError, Counts, EvictPlan, LoadReport, LoadResult,
-    LookupAnswer, LookupRange, LookupRequest, MoveEnd, MoveId, RangeAnswer, Reclaimed, ReleaseReport, ReplicaView,
-    Reservation, ReserveRequest, SealOutcome, SealRequest, TierUse,
+    Action, AnswerFrame, BlockView, Core, CoreConfig, CoreError, Counts, EvictPlan, ExportError, ExportRequest,
+    Exported, FetchConfig, FetchEnd, LoadReport, LoadResult, Located, LookupAnswer, LookupRange, LookupRequest,
+    MAX_EXPORT_TTL, MoveEnd, MoveId, Publish, RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation,
+    ReserveRequest, SealOutcome, SealRequest, TierUse, WriteBehind,
 };
 pub use evict::{LeafLru, Ranking};
 pub use frame::{Allocation, FramePool, FrameRef, TwinPool};
 pub use lease::LeaseId;
 pub use ledger::{Ledger, MissReason};
+pub use members::{Member, Members};
+pub use publication::{PublicationCounts, Verdict};

@@ -14,5 +14,17 @@ pub const MAX_SCOPES: usize = 65_535;
 pub const GHOST_KEYS: usize = 262_144;
 /// Candidates examined to find a victim that has another replica before one without is dropped.
 pub const VICTIM_SCAN: usize = 32;
+/// Nodes of a cluster that are known at once.
+pub const MAX_NODES: usize = 4096;
+/// Export leases of all peers at once.
+pub const MAX_EXPORTS: usize = 4096;
+/// Shards in one export or adoption.
+pub const MAX_SHARDS_PER_EXPORT: usize = 1024;
+/// Entries a call touches at most when it publishes: what remains is for the next call.
+pub const MAX_TOUCHES_PER_CALL: usize = 1024;
+/// Departed shards whose removal was not published yet; beyond, everything is published anew under another edition.
+pub const MAX_UNPUBLISHED_REMOVALS: usize = 262_144;
+/// Sources remembered for one shard.
+pub const MAX_SOURCES: usize = 4;
 /// Blocks answered by one page of a listing.
 pub const MAX_LIST_PAGE: usize = 1000;

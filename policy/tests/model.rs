@@ -273,6 +273,7 @@ impl World {
                 self.core.moved(id, end);
             }
             Action::Forget { .. } => {}
+            other => panic!("nobody else is here to ask: {other:?}"),
         }
     }
 

@@ -2,8 +2,9 @@
 //! here once; nothing behind this module sees an unchecked value.
 
 use kvtier_types::{
-    BadDigest, BadLayout, BlockHints, BlockKey, DIGEST_BYTES, GroupKind, GroupSpec, HashAlgorithm, Layout, Namespace,
-    Outcome, SemanticType, Tier, UnknownHashAlgorithm,
+    BadDigest, BadLayout, BadNodeId, BadTenantId, BlockHints, BlockKey, DIGEST_BYTES, GroupKind, GroupSpec,
+    HashAlgorithm, Layout, LayoutId, Namespace, NamespaceId, NodeId, Origin, Outcome, RecordMeta, SemanticType,
+    ShardKey, TenantId, Tier, UnknownHashAlgorithm,
 };
 
 use crate::v1;
@@ -58,6 +59,12 @@ pub enum WireError {
     /// The layout describes nothing that could be stored.
     #[error(transparent)]
     Layout(#[from] BadLayout),
+    /// A node's name is none.
+    #[error(transparent)]
+    Node(#[from] BadNodeId),
+    /// A tenant's name is none.
+    #[error(transparent)]
+    Tenant(#[from] BadTenantId),
 }
 
 /// Longest free text accepted in an identity field.
@@ -137,6 +144,106 @@ pub fn tier(field: &'static str, value: i32) -> Result<Option<Tier>, WireError> 
         v1::Tier::Disk => Some(Tier::Disk),
         v1::Tier::Object => Some(Tier::Object),
     })
+}
+
+impl From<Origin> for v1::Origin {
+    fn from(origin: Origin) -> Self {
+        match origin {
+            Origin::Tier(Tier::Device) => Self::Device,
+            Origin::Tier(Tier::Host) => Self::Host,
+            Origin::Tier(Tier::Disk) => Self::Disk,
+            Origin::Tier(Tier::Object) => Self::Object,
+            Origin::Peer => Self::Peer,
+        }
+    }
+}
+
+/// Reads an origin; unspecified is the host's memory, where every load comes from in the end.
+///
+/// # Errors
+/// [`WireError::Enum`] for an unknown number.
+pub fn origin(field: &'static str, value: i32) -> Result<Origin, WireError> {
+    let wire = v1::Origin::try_from(value).map_err(|_| WireError::Enum { field, value })?;
+    Ok(match wire {
+        v1::Origin::Unspecified | v1::Origin::Host => Origin::Tier(Tier::Host),
+        v1::Origin::Device => Origin::Tier(Tier::Device),
+        v1::Origin::Disk => Origin::Tier(Tier::Disk),
+        v1::Origin::Object => Origin::Tier(Tier::Object),
+        v1::Origin::Peer => Origin::Peer,
+    })
+}
+
+impl From<&ShardKey> for v1::ShardKey {
+    fn from(key: &ShardKey) -> Self {
+        Self {
+            key: key.block.as_bytes().to_vec().into(),
+            layout_id: key.layout.as_bytes().to_vec().into(),
+            shard: key.shard.into(),
+        }
+    }
+}
+
+impl TryFrom<&v1::ShardKey> for ShardKey {
+    type Error = WireError;
+
+    fn try_from(w: &v1::ShardKey) -> Result<Self, WireError> {
+        let layout = LayoutId::from_slice(&w.layout_id);
+        Ok(Self {
+            block: key("shard.key", &w.key)?,
+            layout: layout.map_err(|source| WireError::Digest { field: "shard.layout_id", source })?,
+            shard: small("shard.shard", w.shard)?,
+        })
+    }
+}
+
+impl From<&RecordMeta> for v1::ShardMeta {
+    fn from(meta: &RecordMeta) -> Self {
+        Self {
+            key: Some((&meta.key).into()),
+            namespace_id: meta.namespace.as_bytes().to_vec().into(),
+            tenant: meta.tenant.as_str().to_owned(),
+            program_id: meta.hints.program_id.clone(),
+            semantic: v1::SemanticType::from(meta.hints.semantic).into(),
+            parent: meta.parent.map(|p| p.as_bytes().to_vec()).unwrap_or_default().into(),
+            depth_blocks: meta.depth_blocks,
+            group: meta.group.into(),
+            needs_ancestors: meta.needs_ancestors,
+            model: meta.model.clone(),
+            bytes: meta.bytes,
+            checksum: meta.checksum,
+        }
+    }
+}
+
+impl TryFrom<&v1::ShardMeta> for RecordMeta {
+    type Error = WireError;
+
+    fn try_from(w: &v1::ShardMeta) -> Result<Self, WireError> {
+        let namespace = NamespaceId::from_slice(&w.namespace_id);
+        let program_id = text("program_id", &w.program_id, BlockHints::MAX_PROGRAM_ID_BYTES)?;
+        Ok(Self {
+            key: w.key.as_ref().ok_or(WireError::Missing("key"))?.try_into()?,
+            namespace: namespace.map_err(|source| WireError::Digest { field: "namespace_id", source })?,
+            tenant: TenantId::new(&w.tenant)?,
+            hints: BlockHints { program_id, semantic: semantic(w.semantic) },
+            parent: if w.parent.is_empty() { None } else { Some(key("parent", &w.parent)?) },
+            depth_blocks: w.depth_blocks,
+            group: small("group", w.group)?,
+            needs_ancestors: w.needs_ancestors,
+            model: text("model", &w.model, Self::MAX_MODEL_BYTES)?,
+            bytes: w.bytes,
+            checksum: w.checksum,
+            sequence: 0,
+        })
+    }
+}
+
+/// Reads a node's name.
+///
+/// # Errors
+/// [`WireError::Node`].
+pub fn node(id: &str) -> Result<NodeId, WireError> {
+    Ok(NodeId::new(id)?)
 }
 
 impl From<Outcome> for v1::Outcome {

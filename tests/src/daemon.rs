@@ -37,6 +37,14 @@ pub struct Setup {
     pub offload: String,
     /// `[limits]` fields.
     pub limits: String,
+    /// The node's name.
+    pub node_id: String,
+    /// `[object]` fields beside `enabled`.
+    pub object_fields: String,
+    /// The cluster's directory, `None` for a node that is alone.
+    pub directory: Option<String>,
+    /// `[transport]` fields beside where to listen.
+    pub transport: String,
     /// Soft limit of file sizes, in bytes: writing beyond it fails.
     pub file_limit: Option<u64>,
 }
@@ -53,6 +61,10 @@ impl Default for Setup {
             data_dir: None,
             offload: String::new(),
             limits: String::new(),
+            node_id: "test".into(),
+            object_fields: "write = \"all\"".into(),
+            directory: None,
+            transport: String::new(),
             file_limit: None,
         }
     }
@@ -66,11 +78,21 @@ impl Setup {
             }
             None => "enabled = false".into(),
         };
+        let cluster = self.directory.as_ref().map(|directory| {
+            format!(
+                "[cluster]\ndirectory = {directory:?}\nlisten = \"127.0.0.1:0\"\nheartbeat = \"100ms\"\n\
+                 drain_on_stop = false\n\n[transport]\ntcp_listen = \"127.0.0.1:0\"\n{}\n",
+                self.transport
+            )
+        });
+        let cluster = cluster.unwrap_or_default();
         let data = self.data_dir.clone().unwrap_or_else(|| root.join("data"));
         format!(
-            "node_id = \"test\"\nrun_dir = {run:?}\ndata_dir = {data:?}\n\n[host]\ncapacity = \"{host}MiB\"\n\
-             extent = \"{extent}MiB\"\npages = \"plain\"\n\n[disk]\n{disk}\n\n[object]\nenabled = {object}\n\n\
-             [offload]\n{offload}\n\n[limits]\n{limits}\n",
+            "node_id = {node:?}\nrun_dir = {run:?}\ndata_dir = {data:?}\n\n[host]\ncapacity = \"{host}MiB\"\n\
+             extent = \"{extent}MiB\"\npages = \"plain\"\n\n[disk]\n{disk}\n\n[object]\nenabled = {object}\n{object_fields}\n\n\
+             [offload]\n{offload}\n\n[limits]\n{limits}\n\n{cluster}",
+            node = self.node_id,
+            object_fields = self.object_fields,
             run = root.join("run"),
             host = self.host_mib,
             extent = self.extent_mib,

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod kv;
 pub mod rpc;
 pub mod shape;
+pub mod valkey;
 pub mod wait;
 
 pub use daemon::{Daemon, Setup};

@@ -93,9 +93,35 @@ impl Control {
     /// The call's.
     pub fn locate(&self, keys: &[BlockKey]) -> Result<Vec<v1::BlockInfo>, Status> {
         let keys = keys.iter().map(|k| k.as_bytes().to_vec().into()).collect();
-        let request = v1::LocateRequest { keys };
+        let request = v1::LocateRequest { keys, local_only: false };
         self.block_on(async {
             Ok(KvCacheClient::new(self.channel().await?).locate(request).await?.into_inner().blocks)
+        })
+    }
+
+    /// The nodes of the cluster.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn nodes(&self) -> Result<v1::NodesReply, Status> {
+        self.block_on(async {
+            Ok(AdminClient::new(self.channel().await?).nodes(v1::NodesRequest {}).await?.into_inner())
+        })
+    }
+
+    /// Drains a node to the end.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn drain(&self, node_id: &str) -> Result<v1::DrainEvent, Status> {
+        self.block_on(async {
+            let request = v1::DrainRequest { node_id: node_id.to_owned(), deadline_ms: 20_000 };
+            let mut events = AdminClient::new(self.channel().await?).drain(request).await?.into_inner();
+            let mut last = v1::DrainEvent::default();
+            while let Some(event) = events.message().await? {
+                last = event;
+            }
+            Ok(last)
         })
     }
 

@@ -25,6 +25,6 @@ pub use node::{BadNodeId, Edition, NodeId, NodeNumber};
 pub use outcome::Outcome;
 pub use record::{Expect, Location, RecordMeta};
 pub use semantic::{BlockHints, SemanticType, UnknownSemanticType};
-pub use tenant::TenantId;
-pub use tier::{Tier, UnknownTier};
+pub use tenant::{BadTenantId, TenantId};
+pub use tier::{Origin, Tier, UnknownTier};
 pub use time::Instant;

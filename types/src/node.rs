@@ -80,7 +80,7 @@ impl fmt::Display for NodeNumber {
 pub struct Edition(u64);
 
 impl Edition {
-    const LOW_BITS: u32 = 16;
+    const LOW_BITS: u32 = 24;
 
     /// The first edition of a start.
     #[must_use]

@@ -44,6 +44,50 @@ impl fmt::Display for Tier {
     }
 }
 
+/// Where a reader's bytes came from: a tier of the node, or a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// A tier of the node itself. The object store counts as one, whoever wrote there.
+    Tier(Tier),
+    /// Another node's memory or disk.
+    Peer,
+}
+
+impl Origin {
+    /// Every origin.
+    pub const ALL: [Self; 5] = [
+        Self::Tier(Tier::Device),
+        Self::Tier(Tier::Host),
+        Self::Tier(Tier::Disk),
+        Self::Tier(Tier::Object),
+        Self::Peer,
+    ];
+
+    /// The name used in metrics, CLI and the ledger.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tier(tier) => tier.name(),
+            Self::Peer => "peer",
+        }
+    }
+
+    /// Position in [`Origin::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Tier(tier) => tier.index(),
+            Self::Peer => Tier::ALL.len(),
+        }
+    }
+}
+
+impl From<Tier> for Origin {
+    fn from(tier: Tier) -> Self {
+        Self::Tier(tier)
+    }
+}
+
 /// A tier name that is none of `device`, `host`, `disk`, `object`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown tier {0:?}: expected device, host, disk or object")]

@@ -79,6 +79,7 @@ fn info(key: &str, tier: v1::Tier) -> v1::BlockInfo {
         bytes: 65_536,
         checksum: 0xfedc_ba98_7654_3210,
         place: "extent 0 offset 4096".to_owned(),
+        node_id: "node-1".to_owned(),
     };
     v1::BlockInfo {
         key: hex::decode(key).expect("a fake works").into(),
@@ -151,6 +152,16 @@ impl KvCache for FakeDaemon {
 
 #[tonic::async_trait]
 impl Admin for FakeDaemon {
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Result<Response<v1::NodesReply>, Status> {
+        Err(Status::unimplemented("this daemon is alone"))
+    }
+
+    type DrainStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<v1::DrainEvent, Status>> + Send>>;
+
+    async fn drain(&self, _: Request<v1::DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        Err(Status::unimplemented("this daemon is alone"))
+    }
+
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         if self.hangs {
             std::future::pending::<()>().await;
@@ -195,5 +206,7 @@ pub(crate) fn status() -> v1::StatusReply {
         blocks_loaded: vec![count("host", 40), count("disk", 10)],
         corrupt_blocks: 1,
         notes: vec!["disk: recovered 12 records".to_owned()],
+        transports: Vec::new(),
+        cluster: Vec::new(),
     }
 }

@@ -1,11 +1,12 @@
 //! What each part of the daemon needs of the configuration.
 
 use kvtier_memory::PageKind;
-use kvtier_policy::CoreConfig;
-use kvtier_storage::object::{ObjectConfig, ObjectPlace, S3CredentialNames};
+use kvtier_policy::{CoreConfig, FetchConfig, WriteBehind};
+use kvtier_storage::object::{FloorConfig, ObjectConfig, ObjectPlace, S3CredentialNames};
 use kvtier_storage::{DiskConfig, IoEngine};
 
 use super::{Config, ConfigError};
+use kvtier_types::NodeId;
 
 impl Config {
     /// Best pages to try for.
@@ -31,6 +32,18 @@ impl Config {
         }
     }
 
+    pub(super) fn write_behind(&self) -> Result<WriteBehind, ConfigError> {
+        match self.object.write.as_str() {
+            "read" => Ok(WriteBehind::Read),
+            "all" => Ok(WriteBehind::All),
+            "none" => Ok(WriteBehind::Nothing),
+            other => {
+                let reason = format!("{other:?} is not read, all or none");
+                Err(ConfigError::Field { field: "object.write", reason })
+            }
+        }
+    }
+
     /// The core's part.
     ///
     /// # Errors
@@ -46,6 +59,13 @@ impl Config {
             lease_ttl: self.limits.lease_ttl.0,
             reserve_ttl: self.limits.reserve_ttl.0,
             attachment_ttl: self.limits.attachment_ttl.0,
+            write_behind: self.write_behind()?,
+            fetch: FetchConfig {
+                patience: self.transport.patience.0,
+                deadline: self.transport.deadline.0,
+                max_bytes: self.transport.max_in_flight.0,
+                ..FetchConfig::default()
+            },
         })
     }
 
@@ -74,6 +94,19 @@ impl Config {
             return Err(ConfigError::Field { field: "disk.capacity", reason });
         }
         Ok(config)
+    }
+
+    /// What other nodes wrote: the same place, below the prefix that all share.
+    ///
+    /// # Errors
+    /// [`ConfigError::Field`].
+    pub fn floor_config(&self) -> Result<FloorConfig, ConfigError> {
+        let own =
+            NodeId::new(&self.node_id).map_err(|e| ConfigError::Field { field: "node_id", reason: e.to_string() })?;
+        let mut floor = FloorConfig::new(self.object_config()?.place, own);
+        self.object.prefix.trim_matches('/').clone_into(&mut floor.prefix);
+        floor.list_every = self.object.list_every.0;
+        Ok(floor)
     }
 
     /// The object tier's part.

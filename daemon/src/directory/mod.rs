@@ -6,12 +6,19 @@
 //! *Cancellation*: a dropped call may or may not have taken effect; batches carry sequence numbers, so that a repeat is
 //! harmless. Every call ends within the client's own deadline.
 
+pub mod conformance;
+mod embedded;
+mod valkey;
+
 use std::fmt::Debug;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use kvtier_policy::directory::{Batch, Digest, DirectoryKey, NodeRecord, Replica};
 use kvtier_types::{Edition, NodeId, NodeNumber};
+
+pub use embedded::EmbeddedDirectory;
+pub use valkey::{BadValkeyConfig, ValkeyConfig, ValkeyDirectory};
 
 /// Why the directory did not do it. The node goes on with what it has itself.
 #[derive(Debug, thiserror::Error)]

@@ -1,14 +1,27 @@
 //! `Admin`: the state of the node.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use kvtier_policy::Core;
-use kvtier_proto::v1;
+use kvtier_policy::directory::{NodeRecord, NodeState};
+use kvtier_proto::{convert, v1};
 use kvtier_storage::BlockStore;
-use kvtier_types::Tier;
+use kvtier_transport::Transport;
+use kvtier_types::{BlockKey, Origin, Tier};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::wire_status;
+use crate::cluster::{self, DrainReport};
 use crate::node::Node;
+
+/// Progress reports of a drain that wait for their listener.
+const DRAIN_EVENTS: usize = 16;
 
 /// The service over one node.
 #[derive(Debug, Clone)]
@@ -19,6 +32,111 @@ impl v1::admin_server::Admin for AdminService {
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         Ok(Response::new(status(&self.0)))
     }
+
+    async fn nodes(&self, _request: Request<v1::NodesRequest>) -> Result<Response<v1::NodesReply>, Status> {
+        Ok(Response::new(nodes(&self.0)))
+    }
+
+    type DrainStream = DrainStream;
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<DrainStream>, Status> {
+        drain(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+}
+
+/// Progress of a drain.
+pub(crate) type DrainStream = Pin<Box<dyn Stream<Item = Result<v1::DrainEvent, Status>> + Send>>;
+
+/// Drains this node, or has another one drain itself.
+pub(crate) async fn drain(node: &Arc<Node>, request: &v1::DrainRequest) -> Result<DrainStream, Status> {
+    let other = !request.node_id.is_empty() && request.node_id != node.config.node_id;
+    if other {
+        let id = convert::node(&request.node_id).map_err(wire_status)?;
+        let cluster = node.cluster.as_ref().ok_or_else(|| Status::unavailable("this node is in no cluster"))?;
+        let client = cluster.peer_client(node, &id).await;
+        let mut client = client.map_err(|e| Status::unavailable(format!("{id} cannot be asked to drain: {e}")))?;
+        let events = client.drain(request.clone()).await?.into_inner();
+        return Ok(Box::pin(events));
+    }
+    let limit = match request.deadline_ms {
+        0 => node.config.limits.drain.0,
+        millis => Duration::from_millis(millis.into()),
+    };
+    let (events, queue) = mpsc::channel(DRAIN_EVENTS);
+    let of_task = Arc::clone(node);
+    node.tasks.spawn(async move {
+        // A slow listener misses some progress, but not the end.
+        let report = cluster::drain(&of_task, limit, |report| drop(events.try_send(Ok(event(report, false))))).await;
+        tracing::info!(?report, "drained");
+        drop(events.send(Ok(event(&report, true))).await);
+    });
+    Ok(Box::pin(ReceiverStream::new(queue)))
+}
+
+fn event(report: &DrainReport, done: bool) -> v1::DrainEvent {
+    let failure = |(reason, (shards, keys)): (&String, &(u64, Vec<BlockKey>))| v1::DrainFailure {
+        reason: reason.clone(),
+        shards: *shards,
+        keys: keys.iter().map(|k| k.as_bytes().to_vec().into()).collect(),
+    };
+    v1::DrainEvent {
+        examined: report.examined,
+        safe: report.safe,
+        to_object: report.to_object,
+        to_peers: report.to_peers,
+        failures: report.failures.iter().map(failure).collect(),
+        done,
+    }
+}
+
+fn nodes(node: &Arc<Node>) -> v1::NodesReply {
+    let Some(cluster) = &node.cluster else { return v1::NodesReply::default() };
+    let now = node.now();
+    let state = match cluster.directory_state().away {
+        None => "ok".to_owned(),
+        Some((since, reason)) => format!("away for {} s: {reason}", now.since(since).as_secs()),
+    };
+    let info = |record: NodeRecord| {
+        let number = record.id.number();
+        let paused = node.read_core(|core| core.members().get(number).is_some_and(|m| m.paused(now)));
+        let (transport, read_bytes) = cluster.link_of(number);
+        v1::NodeInfo {
+            node_id: record.id.to_string(),
+            incarnation: record.edition.incarnation(),
+            state: match record.state {
+                NodeState::Draining => "draining",
+                NodeState::Ready if paused => "paused",
+                NodeState::Ready => "ready",
+            }
+            .to_owned(),
+            peer: record.peer,
+            free_host_bytes: record.free_host_bytes,
+            this: record.id == cluster.id,
+            transport,
+            read_bytes,
+        }
+    };
+    v1::NodesReply {
+        directory: node.config.cluster.directory.clone(),
+        directory_state: state,
+        nodes: cluster.records().into_iter().map(info).collect(),
+        unpublished: node.read_core(|core| core.publication_state().0 as u64),
+    }
+}
+
+fn transports(node: &Node) -> Vec<v1::TransportStatus> {
+    let status = |(kind, transport): (&'static str, Result<&Arc<dyn Transport>, &str>)| {
+        let stats = transport.map(|t| t.stats()).unwrap_or_default();
+        v1::TransportStatus {
+            kind: kind.to_owned(),
+            state: transport.err().unwrap_or("ok").to_owned(),
+            read_bytes: stats.read_bytes,
+            served_bytes: stats.served_bytes,
+            failed_reads: stats.failed_reads,
+            links: stats.links,
+        }
+    };
+    node.cluster.as_ref().map(|c| c.transports.iter().map(status).collect()).unwrap_or_default()
 }
 
 fn status(node: &Arc<Node>) -> v1::StatusReply {
@@ -48,10 +166,24 @@ fn status(node: &Arc<Node>) -> v1::StatusReply {
             .collect(),
         ledger: core.ledger().rows().map(count).collect(),
         looked_up_tokens: core.ledger().looked_up(),
-        blocks_loaded: Tier::ALL.into_iter().map(|t| count((t.name(), core.counts().loaded[t.index()]))).collect(),
+        blocks_loaded: Origin::ALL.into_iter().map(|o| count((o.name(), core.counts().loaded[o.index()]))).collect(),
         corrupt_blocks: core.counts().corrupt,
         notes: node.notes.clone(),
+        transports: transports(node),
+        cluster: cluster_counts(node, core).map(count).to_vec(),
     })
+}
+
+/// What this node did for and with others.
+pub(crate) fn cluster_counts(node: &Node, core: &Core) -> [(&'static str, u64); 4] {
+    let counts = core.counts();
+    let floor_reads = node.cluster.as_ref().map_or(0, |c| c.floor_reads.load(Ordering::Relaxed));
+    [
+        ("exported", counts.exported),
+        ("expired_exports", counts.expired_exports),
+        ("fetches_given_up", counts.fetches_given_up),
+        ("read_from_others_packs", floor_reads),
+    ]
 }
 
 fn tier_status(node: &Arc<Node>, core: &Core, tier: Tier) -> v1::TierStatus {

@@ -11,13 +11,14 @@ use kvtier_policy::{
     LookupRange, LookupRequest, ReleaseReport, Reservation, ReserveRequest, Role, SealOutcome, SealRequest,
 };
 use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
-use kvtier_types::{FieldHasher, Namespace, TenantId, Tier};
+use kvtier_types::{FieldHasher, Namespace, Origin, TenantId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::{attachment, core_status, wire_status};
+use crate::cluster;
 use crate::node::{Node, Token};
 
 /// Longest engine id, in bytes.
@@ -132,8 +133,11 @@ impl v1::engine_server::Engine for EngineService {
             ranges,
             local_tokens: message.local_tokens,
         };
-        let lease = self.0.with_core(|core, now| core.lookup(now, lookup)).map_err(|e| core_status(&e))?;
-        self.wait_for_onboards(lease, Instant::now() + deadline).await?;
+        let until = Instant::now() + deadline;
+        let located = cluster::locate_missing(&self.0, &lookup, deadline).await.map_err(|e| core_status(&e))?;
+        let leased = self.0.with_core(|core, now| core.lookup_located(now, lookup, &located));
+        let lease = leased.map_err(|e| core_status(&e))?;
+        self.wait_for_onboards(lease, until).await?;
         let answer = self.0.with_core(|core, _| core.collect(lease)).map_err(|e| core_status(&e))?;
         Ok(Response::new(lookup_reply(&answer)))
     }
@@ -281,12 +285,12 @@ fn frame_bytes(frame: &AnswerFrame) -> v1::Frame {
         bytes: u64::from(frame.bytes),
         generation: frame.frame.generation,
         checksum: frame.checksum,
-        source: v1::Tier::from(frame.source).into(),
+        source: v1::Origin::from(frame.source).into(),
     }
 }
 
 fn lookup_reply(answer: &LookupAnswer) -> v1::LookupReply {
-    let found = |tier: &Option<Tier>| tier.map_or(0, |t| u8::try_from(t.index() + 1).unwrap_or(u8::MAX));
+    let found = |origin: &Option<Origin>| origin.map_or(0, |o| u8::try_from(o.index() + 1).unwrap_or(u8::MAX));
     let ranges = answer.ranges.iter().map(|range| v1::RangeFrames {
         found: range.found.iter().map(found).collect::<Vec<u8>>().into(),
         frames: range.frames.iter().map(frame_bytes).collect(),
@@ -371,7 +375,7 @@ fn load_report(frame: &v1::LoadedFrame) -> Result<LoadReport, Status> {
         Ok(v1::LoadResult::Lost) => LoadResult::Lost,
         _ => return Err(Status::invalid_argument(format!("unknown load result {}", frame.result))),
     };
-    let source = convert::tier("source", frame.source).map_err(wire_status)?.unwrap_or(Tier::Host);
+    let source = convert::origin("source", frame.source).map_err(wire_status)?;
     Ok(LoadReport {
         key: convert::key("key", &frame.key).map_err(wire_status)?,
         shard: shard(frame.shard)?,

@@ -2,17 +2,23 @@
 
 use std::sync::Arc;
 
-use kvtier_policy::{BlockView, ReplicaView};
+use kvtier_policy::{BlockView, Core, ReplicaView};
 use kvtier_proto::{convert, v1};
 use kvtier_storage::journal::{Entry, MAX_BATCH};
-use kvtier_types::{BlockKey, Outcome, Tier};
+use kvtier_storage::object::FloorRecord;
+use kvtier_types::{BlockKey, NodeId, Outcome, ShardKey, Tier};
 use tonic::{Request, Response, Status};
 
 use super::wire_status;
+use crate::cluster::Cluster;
 use crate::node::Node;
 
 /// Keys in one call.
 const MAX_KEYS: usize = 4096;
+/// Longest that one node may take to say what it holds.
+const ASK_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
+/// Shards of a block looked for in packs.
+const MAX_SHARDS: u16 = 64;
 /// Page size of a listing that names none.
 const DEFAULT_PAGE: u32 = 100;
 
@@ -27,7 +33,7 @@ fn keys(wire: &[prost::bytes::Bytes]) -> Result<Vec<BlockKey>, Status> {
     wire.iter().map(|k| convert::key("keys", k).map_err(wire_status)).collect()
 }
 
-fn replica(view: ReplicaView) -> v1::Replica {
+fn replica(view: ReplicaView, node_id: &str) -> v1::Replica {
     v1::Replica {
         shard: view.shard.into(),
         layout_id: view.layout.as_bytes().to_vec().into(),
@@ -35,14 +41,15 @@ fn replica(view: ReplicaView) -> v1::Replica {
         bytes: view.bytes,
         checksum: view.checksum,
         place: view.place,
+        node_id: node_id.to_owned(),
     }
 }
 
-fn block(view: BlockView) -> v1::BlockInfo {
+fn block(view: BlockView, node_id: &str) -> v1::BlockInfo {
     v1::BlockInfo {
         key: view.key.as_bytes().to_vec().into(),
         outcome: v1::Outcome::Applied.into(),
-        replicas: view.replicas.into_iter().map(replica).collect(),
+        replicas: view.replicas.into_iter().map(|r| replica(r, node_id)).collect(),
         model: view.model,
         tenant: view.tenant.to_string(),
         program_id: view.program_id,
@@ -52,17 +59,90 @@ fn block(view: BlockView) -> v1::BlockInfo {
     }
 }
 
+/// Where blocks lie: here, and unless only that was asked, at every node that answers, and in packs of nodes that are gone.
+pub(super) async fn locate(node: &Arc<Node>, message: &v1::LocateRequest) -> Result<v1::LocateReply, Status> {
+    let keys = keys(&message.keys)?;
+    let own = &node.config.node_id;
+    let missing = |key: &BlockKey| v1::BlockInfo {
+        key: key.as_bytes().to_vec().into(),
+        outcome: v1::Outcome::Missing.into(),
+        ..Default::default()
+    };
+    let here = |key| node.read_core(|core| core.locate(key)).map_or_else(|| missing(key), |view| block(view, own));
+    let mut blocks: Vec<v1::BlockInfo> = keys.iter().map(here).collect();
+    if let Some(cluster) = node.cluster.as_ref().filter(|_| !message.local_only) {
+        let others: Vec<NodeId> = cluster.records().into_iter().map(|r| r.id).filter(|id| *id != cluster.id).collect();
+        let asked = others.iter().map(|id| ask(node, cluster, id, message));
+        for answer in futures::future::join_all(asked).await.into_iter().flatten() {
+            blocks.iter_mut().zip(answer.blocks).for_each(|(block, theirs)| merge(block, theirs));
+        }
+        for (key, block) in keys.iter().zip(&mut blocks) {
+            let packed = in_packs(node, cluster, key);
+            // Those of a living node it named itself.
+            let unnamed = |r: &v1::Replica| !block.replicas.iter().any(|b| b.node_id == r.node_id && b.tier == r.tier);
+            let found: Vec<v1::Replica> = packed.into_iter().filter(unnamed).collect();
+            if !found.is_empty() {
+                block.outcome = v1::Outcome::Applied.into();
+                block.replicas.extend(found);
+            }
+        }
+    }
+    Ok(v1::LocateReply { node_id: own.clone(), blocks })
+}
+
+async fn ask(node: &Arc<Node>, cluster: &Cluster, id: &NodeId, message: &v1::LocateRequest) -> Option<v1::LocateReply> {
+    let asked = async {
+        let mut client = cluster.peer_client(node, id).await?;
+        Ok::<_, anyhow::Error>(client.locate(message.clone()).await?.into_inner())
+    };
+    match tokio::time::timeout(ASK_LIMIT, asked).await {
+        Ok(Ok(reply)) => Some(reply),
+        Ok(Err(error)) => {
+            tracing::warn!(peer = %id, %error, "a node did not say what it holds");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+fn merge(block: &mut v1::BlockInfo, theirs: v1::BlockInfo) {
+    if theirs.replicas.is_empty() {
+        return;
+    }
+    if block.replicas.is_empty() {
+        *block = theirs;
+    } else {
+        block.replicas.extend(theirs.replicas);
+    }
+}
+
+/// Shards of a block in other nodes' packs, as far as this node knows the layouts it may have.
+fn in_packs(node: &Arc<Node>, cluster: &Cluster, key: &BlockKey) -> Vec<v1::Replica> {
+    let Some(floor) = &cluster.floor else { return Vec::new() };
+    let layouts = node.read_core(Core::layouts);
+    let shards =
+        layouts.iter().flat_map(|layout| (0..MAX_SHARDS).map(|shard| ShardKey { block: *key, layout: *layout, shard }));
+    let keys: Vec<ShardKey> = shards.collect();
+    let found = floor.find(&keys).into_iter().zip(&keys);
+    let replica = |(record, key): (Option<FloorRecord>, &ShardKey)| {
+        let record = record?;
+        Some(v1::Replica {
+            shard: key.shard.into(),
+            layout_id: key.layout.as_bytes().to_vec().into(),
+            tier: v1::Tier::Object.into(),
+            bytes: record.bytes,
+            checksum: record.checksum,
+            place: format!("pack {}", hex::encode(&record.pack[..8])),
+            node_id: record.writer.to_string(),
+        })
+    };
+    found.filter_map(replica).collect()
+}
+
 #[tonic::async_trait]
 impl v1::kv_cache_server::KvCache for KvCacheService {
     async fn locate(&self, request: Request<v1::LocateRequest>) -> Result<Response<v1::LocateReply>, Status> {
-        let keys = keys(&request.into_inner().keys)?;
-        let missing = |key: &BlockKey| v1::BlockInfo {
-            key: key.as_bytes().to_vec().into(),
-            outcome: v1::Outcome::Missing.into(),
-            ..Default::default()
-        };
-        let blocks = keys.iter().map(|k| self.0.read_core(|core| core.locate(k)).map_or_else(|| missing(k), block));
-        Ok(Response::new(v1::LocateReply { node_id: self.0.config.node_id.clone(), blocks: blocks.collect() }))
+        locate(&self.0, &request.into_inner()).await.map(Response::new)
     }
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListReply>, Status> {
@@ -76,7 +156,7 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
         let size = if message.page_size == 0 { DEFAULT_PAGE } else { message.page_size };
         let (views, next) = self.0.read_core(|core| core.list(from, size as usize, tier, &message.model_contains));
         Ok(Response::new(v1::ListReply {
-            blocks: views.into_iter().map(block).collect(),
+            blocks: views.into_iter().map(|v| block(v, &self.0.config.node_id)).collect(),
             next_page_token: next.map(|n| n.to_le_bytes().to_vec()).unwrap_or_default().into(),
         }))
     }

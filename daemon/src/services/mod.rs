@@ -3,6 +3,7 @@
 mod admin;
 mod engine;
 mod kvcache;
+mod peer;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use tonic::Status;
 pub(crate) use admin::AdminService;
 pub(crate) use engine::EngineService;
 pub(crate) use kvcache::KvCacheService;
+pub(crate) use peer::PeerService;
 
 use crate::node::Node;
 

@@ -111,6 +111,12 @@ impl Core {
         Tier::ALL.into_iter().filter_map(view).collect()
     }
 
+    /// Every layout seen since start.
+    #[must_use]
+    pub fn layouts(&self) -> Vec<LayoutId> {
+        self.catalog.layouts().to_vec()
+    }
+
     /// A page of visible shards from slab index `from` on, and where the next page starts.
     #[must_use]
     pub fn list(&self, from: u32, limit: usize, tier: Option<Tier>, model: &str) -> (Vec<BlockView>, Option<u32>) {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use kvtier_types::{BlockKey, GroupSpec, Instant, Layout, Tier, usable_prefix};
+use kvtier_types::{BlockKey, GroupSpec, Instant, Layout, Origin, Tier, usable_prefix};
 
-use super::{Core, CoreError};
+use super::{Core, CoreError, Located};
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
 use crate::entry::Flags;
@@ -46,15 +46,15 @@ pub struct AnswerFrame {
     pub bytes: u32,
     /// Their CRC-64/NVME.
     pub checksum: u64,
-    /// The tier they came from.
-    pub source: Tier,
+    /// Where they came from.
+    pub source: Origin,
 }
 
 /// The answer for one range.
 #[derive(Debug, Clone, Default)]
 pub struct RangeAnswer {
-    /// For each block asked, the slowest tier one of its shards came from, `None` for a miss.
-    pub found: Vec<Option<Tier>>,
+    /// For each block asked, the slowest origin of its shards, `None` for a miss.
+    pub found: Vec<Option<Origin>>,
     /// Frames of the found blocks, shard by shard.
     pub frames: Vec<AnswerFrame>,
 }
@@ -87,8 +87,30 @@ impl Core {
     /// # Errors
     /// [`CoreError`] when the attachment is unknown or a bound is passed; nothing is leased then.
     pub fn lookup(&mut self, now: Instant, request: LookupRequest) -> Result<LeaseId, CoreError> {
+        self.lookup_located(now, request, &Located::default())
+    }
+
+    /// As [`Self::lookup`], where some of the shards that [`Self::unknown`] named were found elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn lookup_located(
+        &mut self,
+        now: Instant,
+        request: LookupRequest,
+        located: &Located,
+    ) -> Result<LeaseId, CoreError> {
         self.check_lookup(&request)?;
+        self.clock = self.clock.max(now);
         self.release_request(request.attachment, &request.request_id);
+        let interned = self.intern_remotes(&request, located);
+        let leased = self.lease_prefix(now, request);
+        self.forget_unwanted(&interned);
+        self.pump();
+        leased
+    }
+
+    fn lease_prefix(&mut self, now: Instant, request: LookupRequest) -> Result<LeaseId, CoreError> {
         let attachment = self.attached(request.attachment)?;
         let (layout, number) = (Arc::clone(&attachment.layout), attachment.layout_number);
         let probed: Vec<Probed> = request.ranges.iter().map(|r| self.probe(r, number, layout.shards)).collect();
@@ -115,11 +137,10 @@ impl Core {
         self.take_lease(id, lease);
         let attachment = self.attachments.get_mut(&request.attachment).ok_or(CoreError::UnknownAttachment)?;
         attachment.leases.insert(request.request_id, id);
-        self.pump();
         Ok(id)
     }
 
-    fn check_lookup(&self, request: &LookupRequest) -> Result<(), CoreError> {
+    pub(super) fn check_lookup(&self, request: &LookupRequest) -> Result<(), CoreError> {
         let attachment = self.attached(request.attachment)?;
         let keys: usize = request.ranges.iter().map(|r| r.keys.len()).sum();
         let limit = |what, max| Err(CoreError::Limit { what, max });
@@ -149,7 +170,7 @@ impl Core {
 
     fn probe(&self, range: &LookupRange, layout: u16, shards: u16) -> Probed {
         let visible =
-            |key: &BlockKey, shard| self.catalog.find(key, layout, shard).filter(|id| self.catalog.get(*id).visible());
+            |key: &BlockKey, shard| self.catalog.find(key, layout, shard).filter(|id| self.catalog.get(*id).offered());
         let ids = range.keys.iter().flat_map(|key| (0..shards).map(move |shard| visible(key, shard))).collect();
         Probed { group: range.group, first_block: range.first_block, shards: usize::from(shards), ids }
     }
@@ -168,7 +189,7 @@ impl Core {
                 continue;
             }
             let shards = (0..layout.shards).map(|s| self.catalog.find(key, attachment.layout_number, s));
-            let missing = shards.flatten().find(|id| !self.catalog.get(*id).visible());
+            let missing = shards.flatten().find(|id| !self.catalog.get(*id).offered());
             let any = self.catalog.find(key, attachment.layout_number, 0);
             carried = match (missing, any) {
                 (Some(id), _) if self.catalog.get(id).flags.has(Flags::RESERVED) => MissReason::Busy,
@@ -190,7 +211,7 @@ impl Core {
                 let Some(ids) = range.block(block).filter(|_| !held_by_engine) else { continue };
                 for (shard, id) in ids.iter().enumerate() {
                     let Some(id) = *id else { continue };
-                    let source = self.catalog.get(id).fastest().unwrap_or(Tier::Host);
+                    let source = self.origin(id);
                     let (group, shard) = (to_u16(range.group), to_u16(to_u32(shard)));
                     out.push(Leased { id, group, shard, block, source });
                 }
@@ -265,14 +286,19 @@ impl Core {
             }
             answer.ranges.push(range);
         }
-        let runs = fates(held, &layout.groups, usable, &answer);
+        let why = |leased: &Leased| {
+            let entry = self.catalog.get(leased.id);
+            let coming = entry.flags.has(Flags::TO_HOST) || entry.visible();
+            if coming { MissReason::Late } else { self.ghost.get(&entry.key).unwrap_or(MissReason::Unavailable) }
+        };
+        let runs = fates(held, &layout.groups, usable, (&answer, &why));
         if let Some(held) = self.leases.get_mut(&lease) {
             held.runs = runs;
         }
         Ok(answer)
     }
 
-    fn in_host(&self, id: BlockId) -> bool {
+    pub(super) fn in_host(&self, id: BlockId) -> bool {
         let entry = self.catalog.get(id);
         entry.resident(Tier::Host) && !entry.flags.has(Flags::DOOMED)
     }
@@ -290,13 +316,18 @@ fn reference_group(groups: &[GroupSpec]) -> usize {
 }
 
 /// Fates of the tokens beyond the engine's own, in prefix order.
-fn fates(held: &Lease, groups: &[GroupSpec], usable: u32, answer: &LookupAnswer) -> Vec<Run> {
+fn fates(
+    held: &Lease,
+    groups: &[GroupSpec],
+    usable: u32,
+    (answer, why): (&LookupAnswer, &dyn Fn(&Leased) -> MissReason),
+) -> Vec<Run> {
     let reference = reference_group(groups);
     let Some(at) = held.asked.iter().position(|(g, _, _)| usize::from(*g) == reference) else { return Vec::new() };
     let (_, first, _) = held.asked[at];
     let tokens = groups[reference].block_tokens;
     let found = &answer.ranges[at].found;
-    let slowest = |tier: &Option<Tier>| tier.unwrap_or(Tier::Host);
+    let slowest = |origin: &Option<Origin>| origin.unwrap_or(Origin::Tier(Tier::Host));
     let mut runs: Vec<Run> = Vec::new();
     for (index, tier) in found.iter().enumerate() {
         let block = first + to_u32(index);
@@ -307,10 +338,9 @@ fn fates(held: &Lease, groups: &[GroupSpec], usable: u32, answer: &LookupAnswer)
             Fate::Served(slowest(tier))
         } else {
             let wanted = (to_u16(to_u32(reference)), block);
-            let leased =
-                held.blocks.binary_search_by_key(&(wanted.0, wanted.1, 0), |l| (l.group, l.block, l.shard)).is_ok();
+            let leased = held.blocks.binary_search_by_key(&(wanted.0, wanted.1, 0), |l| (l.group, l.block, l.shard));
             let reason = held.reasons.get(index).copied().unwrap_or(MissReason::Novel);
-            Fate::Missed(if leased { MissReason::Late } else { reason })
+            Fate::Missed(leased.map_or(reason, |at| why(&held.blocks[at])))
         };
         match runs.last_mut() {
             Some(Run { fate: last, tokens: sum }) if *last == fate => *sum += tokens,

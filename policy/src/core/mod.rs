@@ -4,29 +4,37 @@
 //! [`Core::moved`]; call [`Core::expire`] at [`Core::poll_timeout`].
 
 mod control;
+mod export;
 mod lookup;
 mod moves;
+mod publish;
+mod remote;
 mod session;
 mod settle;
 mod write;
 
+#[cfg(test)]
+mod cluster_tests;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use kvtier_types::{Expect, Instant, Location, RecordMeta, ShardKey, Tier};
+use kvtier_types::{Expect, Instant, Location, Origin, RecordMeta, ShardKey, Tier};
 use rustc_hash::FxHashMap;
 
 pub use control::{BlockView, EvictPlan, ReplicaView, TierUse};
+pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
 pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};
 pub use moves::{MoveEnd, Reclaimed};
+pub use publish::{Located, Publish};
+pub use remote::{FetchConfig, FetchEnd};
 pub use settle::{LoadReport, LoadResult, ReleaseReport};
 pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
 
 use crate::attachment::{Attachment, AttachmentId};
-use crate::catalog::{BlockId, Catalog};
+use crate::catalog::{BlockId, Catalog, Source};
 use crate::evict::LeafLru;
 use crate::frame::{FramePool, FrameRef};
 use crate::ghost::Ghost;
@@ -34,7 +42,9 @@ use crate::intern::Interner;
 use crate::lease::{Lease, LeaseId};
 use crate::ledger::Ledger;
 use crate::limits::GHOST_KEYS;
+use crate::members::Members;
 use crate::pools::Pools;
+use export::Hold;
 
 /// What the core needs to know of its node.
 #[derive(Debug, Clone)]
@@ -57,6 +67,22 @@ pub struct CoreConfig {
     pub reserve_ttl: Duration,
     /// Silence after which an attachment is dead.
     pub attachment_ttl: Duration,
+    /// Which blocks are written to the object store.
+    pub write_behind: WriteBehind,
+    /// Bounds of fetching from elsewhere.
+    pub fetch: FetchConfig,
+}
+
+/// Which blocks are written to the object store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WriteBehind {
+    /// Those that were read at least once: what nobody ever reads again is not worth the writing.
+    #[default]
+    Read,
+    /// All.
+    All,
+    /// None but those a drain puts there.
+    Nothing,
 }
 
 impl Default for CoreConfig {
@@ -71,6 +97,8 @@ impl Default for CoreConfig {
             lease_ttl: Duration::from_secs(30),
             reserve_ttl: Duration::from_secs(60),
             attachment_ttl: Duration::from_secs(15),
+            write_behind: WriteBehind::default(),
+            fetch: FetchConfig::default(),
         }
     }
 }
@@ -121,6 +149,14 @@ pub enum CoreError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MoveId(u64);
 
+impl MoveId {
+    /// A number of a test's choice.
+    #[cfg(test)]
+    pub(crate) const fn new(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// What the shell shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -150,6 +186,26 @@ pub enum Action {
         /// Where to.
         into: FrameRef,
     },
+    /// Copy a shard from elsewhere into a host frame; report with [`Core::fetched`].
+    Fetch {
+        /// Names the movement.
+        id: MoveId,
+        /// The shard.
+        key: ShardKey,
+        /// Where from.
+        from: Source,
+        /// Where to.
+        into: FrameRef,
+        /// Its length.
+        bytes: u64,
+        /// When it is given up at the latest.
+        deadline: Instant,
+    },
+    /// Nobody waits for a fetch any more: end it early. Its end need not be reported.
+    CancelFetch {
+        /// The movement.
+        id: MoveId,
+    },
     /// A record is dead.
     Forget {
         /// The tier.
@@ -166,6 +222,14 @@ pub enum Action {
 enum Movement {
     Offload { to: Tier, sequence: u64 },
     Onboard { from: Tier, at: Location, into: FrameRef },
+    Fetch { into: FrameRef, started: Instant },
+}
+
+/// Fetches under way.
+#[derive(Debug, Default)]
+struct Fetching {
+    count: usize,
+    bytes: u64,
 }
 
 /// A frame granted and not yet sealed.
@@ -188,8 +252,8 @@ pub struct Counts {
     pub moved: [u64; Tier::ALL.len()],
     /// Movements that failed, by target tier.
     pub move_failures: [u64; Tier::ALL.len()],
-    /// Blocks loaded by engines, by the tier they came from.
-    pub loaded: [u64; Tier::ALL.len()],
+    /// Blocks loaded by engines, by where they came from.
+    pub loaded: [u64; Origin::ALL.len()],
     /// Copies whose bytes did not match their checksum.
     pub corrupt: u64,
     /// Loads that failed for another reason than their bytes.
@@ -200,6 +264,12 @@ pub struct Counts {
     pub reaped_reservations: u64,
     /// Leases that expired.
     pub expired_leases: u64,
+    /// Shards handed to peers.
+    pub exported: u64,
+    /// Export leases that ran out instead of being released.
+    pub expired_exports: u64,
+    /// Fetches given up because they took too long.
+    pub fetches_given_up: u64,
 }
 
 /// The policy core of one node.
@@ -213,9 +283,16 @@ pub struct Core {
     reserved: BTreeMap<BlockId, Reserved>,
     leases: BTreeMap<LeaseId, Lease>,
     waiters: FxHashMap<BlockId, Vec<LeaseId>>,
+    exports: BTreeMap<LeaseId, Hold>,
     moves: BTreeMap<MoveId, (BlockId, Movement)>,
     offloads: VecDeque<(BlockId, Tier)>,
     onboards: VecDeque<BlockId>,
+    fetches: VecDeque<BlockId>,
+    fetching: Fetching,
+    members: Members,
+    incarnation: u64,
+    /// The time last told.
+    clock: Instant,
     offloading: usize,
     onboarding: usize,
     actions: VecDeque<Action>,
@@ -243,9 +320,15 @@ impl Core {
             reserved: BTreeMap::new(),
             leases: BTreeMap::new(),
             waiters: FxHashMap::default(),
+            exports: BTreeMap::new(),
             moves: BTreeMap::new(),
             offloads: VecDeque::new(),
             onboards: VecDeque::new(),
+            fetches: VecDeque::new(),
+            fetching: Fetching::default(),
+            members: Members::default(),
+            incarnation: 0,
+            clock: Instant::ZERO,
             offloading: 0,
             onboarding: 0,
             actions: VecDeque::new(),
@@ -279,7 +362,8 @@ impl Core {
         let leases = self.leases.values().map(|l| l.expires);
         let attachments = self.attachments.values().map(|a| a.seen + self.config.attachment_ttl);
         let reserved = self.reserved.values().map(|r| r.expires);
-        leases.chain(attachments).chain(reserved).min()
+        let remote = self.next_export_timeout().into_iter().chain(self.next_fetch_timeout());
+        leases.chain(attachments).chain(reserved).chain(remote).min()
     }
 
     /// The ledger so far.

@@ -2,10 +2,11 @@
 
 use kvtier_types::{BlockHints, Location, RecordMeta, ShardKey, Tier};
 
-use super::{Action, Core, MoveId, Movement};
+use super::{Action, Core, MoveId, Movement, WriteBehind};
 use crate::catalog::{BlockId, Scope};
 use crate::entry::{Entry, Flags};
 use crate::frame::FrameRef;
+use crate::lease::LeaseId;
 use crate::ledger::MissReason;
 use crate::limits::VICTIM_SCAN;
 
@@ -36,6 +37,7 @@ impl Core {
     pub(super) fn pump(&mut self) {
         self.watch_watermark();
         self.pump_onboards();
+        self.pump_fetches();
         self.pump_offloads();
     }
 
@@ -69,15 +71,54 @@ impl Core {
         if entry.flags.has(Flags::QUEUED) || !entry.resident(Tier::Host) {
             return;
         }
+        if entry.flags.has(Flags::FETCHED) {
+            return;
+        }
         let to = if self.config.disk && entry.disk.is_none() {
             Tier::Disk
-        } else if self.config.object && entry.object.is_none() {
+        } else if self.object_store_is_due(entry) {
             Tier::Object
         } else {
             return;
         };
+        self.queue_offload_to(id, to);
+    }
+
+    /// Puts a block in the queue for a tier. Answers whether it is there now.
+    pub(super) fn queue_offload_to(&mut self, id: BlockId, to: Tier) -> bool {
+        let entry = self.catalog.get(id);
+        let copied = if to == Tier::Disk { entry.disk.is_some() } else { entry.object.is_some() };
+        if entry.flags.has(Flags::QUEUED | Flags::DOOMED) || copied || !entry.resident(Tier::Host) {
+            return false;
+        }
         self.catalog.update(id, |e| e.flags.set(Flags::QUEUED, true));
         self.offloads.push_back((id, to));
+        true
+    }
+
+    fn object_store_is_due(&self, entry: &Entry) -> bool {
+        let wanted = match self.config.write_behind {
+            WriteBehind::All => true,
+            // Without a disk the object store is all there is to outlive a restart.
+            WriteBehind::Read => entry.flags.has(Flags::READ) || !self.config.disk,
+            WriteBehind::Nothing => false,
+        };
+        self.config.object && entry.object.is_none() && wanted
+    }
+
+    /// A block was read: from now on it may be worth a copy that outlives the node.
+    pub(super) fn note_read(&mut self, id: BlockId) {
+        if self.catalog.try_get(id).is_some_and(|e| !e.flags.has(Flags::READ)) {
+            self.catalog.update(id, |e| e.flags.set(Flags::READ, true));
+            let entry = self.catalog.get(id);
+            let next = self.object_store_is_due(entry) && !entry.flags.has(Flags::FETCHED);
+            if next
+                && self.config.write_behind == WriteBehind::Read
+                && (self.config.eager_offload || entry.disk.is_some())
+            {
+                self.queue_offload(id);
+            }
+        }
     }
 
     fn pump_offloads(&mut self) {
@@ -108,7 +149,9 @@ impl Core {
     pub(super) fn want_host(&mut self, id: BlockId) {
         if !self.catalog.get(id).flags.has(Flags::TO_HOST) {
             self.catalog.update(id, |e| e.flags.set(Flags::TO_HOST, true));
-            self.onboards.push_back(id);
+            let below = self.catalog.get(id).visible();
+            let queue = if below { &mut self.onboards } else { &mut self.fetches };
+            queue.push_back(id);
         }
     }
 
@@ -151,6 +194,10 @@ impl Core {
             Movement::Onboard { from, at, into } => {
                 self.fill_frame(block, into, end);
                 self.onboard_moved(block, from, at, end);
+            }
+            // Fetches report elsewhere.
+            Movement::Fetch { .. } => {
+                self.moves.insert(id, (block, movement));
             }
         }
         self.pump();
@@ -235,14 +282,28 @@ impl Core {
     }
 
     /// Nobody waits for this block's movement upwards any more, however it ended.
-    fn onboard_ended(&mut self, id: BlockId) {
+    pub(super) fn onboard_ended(&mut self, id: BlockId) {
         for lease in self.waiters.remove(&id).unwrap_or_default() {
             if let Some(lease) = self.leases.get_mut(&lease) {
                 lease.waiting -= 1;
+            } else if let Some(hold) = self.exports.get_mut(&lease) {
+                hold.waiting -= 1;
             }
         }
-        if self.catalog.update(id, |e| e.flags.set(Flags::TO_HOST, false)) {
+        self.catalog.remotes.remove(&id);
+        let here_or_gone = |e: &mut Entry| e.flags.set(Flags::TO_HOST | Flags::REMOTE, false);
+        if self.catalog.update(id, here_or_gone) {
             self.finish_doomed(id);
+        }
+    }
+
+    /// A lease does not wait for a block any more.
+    pub(super) fn stop_waiting(&mut self, id: BlockId, lease: LeaseId) {
+        if let Some(waiting) = self.waiters.get_mut(&id) {
+            waiting.retain(|l| *l != lease);
+            if waiting.is_empty() {
+                self.waiters.remove(&id);
+            }
         }
     }
 
@@ -341,28 +402,20 @@ impl Core {
         let mut flags = Flags::default();
         flags.set(Flags::NEEDS_ANCESTORS, meta.needs_ancestors);
         let parent = meta.parent.as_ref().and_then(|p| self.catalog.find(p, layout, meta.key.shard));
+        let bare = Entry::bare(
+            meta.key.block,
+            (layout, meta.key.shard),
+            meta.group,
+            bytes,
+            (self.catalog.scopes.acquire(&scope), self.catalog.programs.acquire(&meta.hints.program_id), flags),
+        );
         let entry = Entry {
-            key: meta.key.block,
             checksum: meta.checksum,
             sequence: meta.sequence,
-            touched: 0,
-            host: None,
-            disk: None,
-            object: None,
             parent,
-            children: [0; 3],
-            links: 0,
-            scope: self.catalog.scopes.acquire(&scope),
-            program: self.catalog.programs.acquire(&meta.hints.program_id),
-            engine: 0,
-            bytes,
             depth_blocks: meta.depth_blocks,
-            leases: 0,
-            layout,
-            shard: meta.key.shard,
-            group: meta.group,
-            flags,
             semantic: meta.hints.semantic,
+            ..bare
         };
         let id = self.catalog.insert(entry);
         let tick = self.next_tick();
@@ -393,11 +446,11 @@ impl Core {
         });
     }
 
-    fn shard_key(&self, entry: &Entry) -> ShardKey {
+    pub(super) fn shard_key(&self, entry: &Entry) -> ShardKey {
         ShardKey { block: entry.key, layout: *self.catalog.layout_id(entry.layout), shard: entry.shard }
     }
 
-    fn meta(&self, entry: &Entry, sequence: u64) -> RecordMeta {
+    pub(super) fn meta(&self, entry: &Entry, sequence: u64) -> RecordMeta {
         let scope = self.catalog.scopes.get(entry.scope);
         let parent = entry.parent.and_then(|p| self.catalog.try_get(p)).map(|p| p.key);
         RecordMeta {

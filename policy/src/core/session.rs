@@ -109,6 +109,9 @@ impl Core {
             self.counts.reaped_reservations += 1;
             self.abandon(id);
         }
+        self.clock = self.clock.max(now);
+        self.expire_exports(now);
+        self.expire_fetches(now);
         self.pump();
         silent
     }

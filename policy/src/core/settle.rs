@@ -1,6 +1,6 @@
 //! How requests end: leases given up, tokens settled in the ledger, loads reported.
 
-use kvtier_types::{BlockKey, Tier};
+use kvtier_types::{BlockKey, Origin};
 
 use super::{Core, CoreError};
 use crate::attachment::AttachmentId;
@@ -37,8 +37,8 @@ pub struct LoadReport {
     pub key: BlockKey,
     /// Its shard.
     pub shard: u16,
-    /// The tier it came from.
-    pub source: Tier,
+    /// Where it came from.
+    pub source: Origin,
     /// Generation of the frame it was loaded from.
     pub generation: u64,
     /// What became of it.
@@ -107,15 +107,11 @@ impl Core {
     fn drop_lease(&mut self, lease: LeaseId) {
         let Some(held) = self.leases.remove(&lease) else { return };
         for leased in held.blocks {
-            if let Some(waiting) = self.waiters.get_mut(&leased.id) {
-                waiting.retain(|l| *l != lease);
-                if waiting.is_empty() {
-                    self.waiters.remove(&leased.id);
-                }
-            }
+            self.stop_waiting(leased.id, lease);
             if self.catalog.update(leased.id, |e| e.leases -= 1) {
                 self.finish_doomed(leased.id);
             }
+            self.forget_unwanted_one(leased.id);
         }
     }
 
@@ -133,7 +129,12 @@ impl Core {
         let (layout, engine) = (reporter.layout_number, reporter.engine);
         for report in reports {
             match report.result {
-                LoadResult::Loaded => self.counts.loaded[report.source.index()] += 1,
+                LoadResult::Loaded => {
+                    self.counts.loaded[report.source.index()] += 1;
+                    if let Some(id) = self.catalog.find(&report.key, layout, report.shard) {
+                        self.note_read(id);
+                    }
+                }
                 LoadResult::Lost => self.counts.lost += 1,
                 LoadResult::Corrupt => {
                     self.counts.corrupt += 1;

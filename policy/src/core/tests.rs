@@ -1,8 +1,8 @@
 //! The core against hand-made situations; sequences against a naive model are in `tests/model.rs`.
 
 use kvtier_types::{
-    BlockHints, BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Outcome, TenantId,
-    Tier,
+    BlockHints, BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Origin, Outcome,
+    TenantId, Tier,
 };
 
 use super::*;
@@ -10,8 +10,8 @@ use crate::attachment::{AttachSpec, Role};
 use crate::frame::TwinPool;
 use crate::ledger::MissReason;
 
-const BLOCK: u64 = 4096;
-const NOW: Instant = Instant::ZERO;
+pub(super) const BLOCK: u64 = 4096;
+pub(super) const NOW: Instant = Instant::ZERO;
 
 fn layout(shards: u16, groups: Vec<GroupSpec>) -> Layout {
     Layout {
@@ -47,17 +47,17 @@ fn spec(layout: Layout) -> AttachSpec {
     AttachSpec { engine: "e".into(), role: Role::Scheduler, rank: 0, pid: 1, namespace, layout }
 }
 
-fn key(n: u8) -> BlockKey {
+pub(super) fn key(n: u8) -> BlockKey {
     BlockKey::new([n; 32])
 }
 
-struct Bench {
-    core: Core,
-    who: AttachmentId,
+pub(super) struct Bench {
+    pub(super) core: Core,
+    pub(super) who: AttachmentId,
 }
 
 impl Bench {
-    fn new(blocks: u64, disk: bool) -> Self {
+    pub(super) fn new(blocks: u64, disk: bool) -> Self {
         Self::with_layout(blocks, disk, layout(1, full()))
     }
 
@@ -68,7 +68,12 @@ impl Bench {
         Self { core, who }
     }
 
-    fn reserve(&mut self, keys: &[u8]) -> Vec<Reservation> {
+    /// What another attachment of the same engine says of itself.
+    pub(super) fn core_spec(&self) -> AttachSpec {
+        spec(layout(1, full()))
+    }
+
+    pub(super) fn reserve(&mut self, keys: &[u8]) -> Vec<Reservation> {
         self.reserve_at(keys, 0, None)
     }
 
@@ -85,7 +90,7 @@ impl Bench {
         self.core.reserve(NOW, &request).unwrap()
     }
 
-    fn write(&mut self, keys: &[u8]) {
+    pub(super) fn write(&mut self, keys: &[u8]) {
         let answers = self.reserve(keys);
         for (n, answer) in keys.iter().zip(answers) {
             let Reservation::Granted(frames) = answer else { panic!("block {n}: {answer:?}") };
@@ -107,14 +112,14 @@ impl Bench {
         self.core.lookup(NOW, request).unwrap()
     }
 
-    fn found(&mut self, keys: &[u8]) -> usize {
+    pub(super) fn found(&mut self, keys: &[u8]) -> usize {
         let lease = self.lookup("probe", keys);
         let answer = self.core.collect(lease).unwrap();
         self.release("probe", 0, 0);
         answer.ranges[0].found.iter().flatten().count()
     }
 
-    fn release(&mut self, request_id: &str, claimed_tokens: u32, lost_tokens: u32) {
+    pub(super) fn release(&mut self, request_id: &str, claimed_tokens: u32, lost_tokens: u32) {
         self.core.release(self.who, request_id, ReleaseReport { local_tokens: 0, claimed_tokens, lost_tokens });
     }
 
@@ -179,7 +184,13 @@ fn the_ledger_says_what_became_of_every_token() {
     b.write(&[1, 2, 3]);
     let lease = b.lookup("r", &[1, 2, 3, 4]);
     b.core.collect(lease).unwrap();
-    let report = LoadReport { key: key(3), shard: 0, source: Tier::Host, generation: 3, result: LoadResult::Corrupt };
+    let report = LoadReport {
+        key: key(3),
+        shard: 0,
+        source: Origin::Tier(Tier::Host),
+        generation: 3,
+        result: LoadResult::Corrupt,
+    };
     b.core.report_loads(b.who, "r", &[report]).unwrap();
     b.release("r", 48, 16);
     let ledger = b.core.ledger();
@@ -211,7 +222,7 @@ fn what_left_host_memory_comes_back_from_disk() {
     assert_eq!(onboarded, 2);
     assert_eq!(b.core.waiting(lease), Ok(0));
     let answer = b.core.collect(lease).unwrap();
-    assert_eq!(answer.ranges[0].found, [Some(Tier::Disk), Some(Tier::Disk)]);
+    assert_eq!(answer.ranges[0].found, [Some(Tier::Disk.into()), Some(Tier::Disk.into())]);
     b.release("r", 32, 0);
     assert_eq!(b.core.ledger().served(Tier::Disk), 32);
 }
@@ -230,10 +241,10 @@ fn a_corrupt_record_is_a_shorter_prefix_and_is_forgotten() {
             Action::Onboard { id, expect, .. } if expect.checksum == 2 => b.core.moved(id, MoveEnd::Corrupt),
             Action::Onboard { id, .. } => b.core.moved(id, MoveEnd::Done(None)),
             Action::Forget { .. } => forgotten += 1,
-            Action::Offload { .. } => {}
+            other => assert!(matches!(other, Action::Offload { .. }), "{other:?}"),
         }
     }
-    assert_eq!(b.core.collect(lease).unwrap().ranges[0].found, [Some(Tier::Disk), None]);
+    assert_eq!(b.core.collect(lease).unwrap().ranges[0].found, [Some(Tier::Disk.into()), None]);
     assert_eq!(forgotten, 1);
     assert_eq!(b.core.counts().corrupt, 1);
 }

@@ -186,7 +186,7 @@ impl Core {
                 e.host = entry.host;
                 e.engine = reserved.engine;
                 e.flags.set(Flags::RESERVED, true);
-                e.flags.set(Flags::DOOMED, false);
+                e.flags.set(Flags::DOOMED | Flags::FETCHED | Flags::READ, false);
             });
             id
         } else {
@@ -346,27 +346,12 @@ impl Core {
 fn template(batch: &Batch, request: &ReserveRequest, key: &BlockKey, depth: u32) -> Entry {
     let mut flags = Flags::default();
     flags.set(Flags::NEEDS_ANCESTORS, batch.needs_ancestors);
+    let group = u16::try_from(request.group).expect("the group is in the layout");
     Entry {
-        key: *key,
-        checksum: 0,
-        sequence: 0,
         touched: batch.tick,
-        host: None,
-        disk: None,
-        object: None,
-        parent: None,
-        children: [0; 3],
-        links: 0,
-        scope: batch.scope,
-        program: batch.program,
         engine: batch.engine,
-        bytes: batch.bytes,
         depth_blocks: depth,
-        leases: 0,
-        layout: batch.layout,
-        shard: 0,
-        group: u16::try_from(request.group).expect("the group is in the layout"),
-        flags,
         semantic: request.hints.semantic,
+        ..Entry::bare(*key, (batch.layout, 0), group, batch.bytes, (batch.scope, batch.program, flags))
     }
 }

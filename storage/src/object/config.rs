@@ -18,7 +18,8 @@ pub struct ObjectConfig {
     /// Which store.
     pub place: ObjectPlace,
     /// Path below which everything lies, without slashes at the ends; may be empty. Exactly one daemon may write below a
-    /// prefix: it deletes packs in which nothing is alive by its own account.
+    /// prefix: it deletes packs in which nothing is alive by its own account. Others may delete there once this one is
+    /// dead: see [`super::Floor::collect`].
     pub prefix: String,
     /// Most bytes of packs.
     pub capacity_bytes: u64,

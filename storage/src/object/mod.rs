@@ -6,6 +6,8 @@
 //! forget-> index -> no record of the pack lives, nobody reads it -> DELETE
 //! open  -> LIST, ranged GET of footers -> index
 //! ```
+//! What other daemons stored is read by the [`Floor`].
+//!
 //! Only PUT, ranged GET, LIST and DELETE are relied upon; names are digests of footers that never occur twice, so no
 //! conditional request is needed and repeating any request is harmless. The format is in [`pack`].
 //!
@@ -17,6 +19,8 @@
 
 mod breaker;
 mod config;
+mod floor;
+mod footer;
 mod index;
 mod pack;
 mod packer;
@@ -25,6 +29,7 @@ mod recover;
 mod remote;
 mod write;
 
+use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -33,7 +38,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kvtier_memory::IoBuf;
-use kvtier_types::ShardKey;
+use kvtier_types::{NodeId, ShardKey};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use parking_lot::Mutex;
@@ -44,7 +49,12 @@ use tokio::time::{sleep, timeout};
 pub use self::config::{
     ObjectConfig, ObjectPlace, RecoveryLimits, RetryPolicy, S3CredentialNames, S3Place, UnknownPlace,
 };
+use self::floor::PackAt;
+pub use self::floor::{
+    Announced, Collected, Floor, FloorConfig, FloorRead, FloorRecord, FloorUsage, MAX_ANNOUNCED, Refreshed,
+};
 use self::index::Index;
+use self::pack::PackName;
 use self::packer::{Command, Packer};
 use self::read::Wanted;
 use self::remote::Remote;
@@ -83,12 +93,23 @@ struct Shared {
     wake: Arc<Notify>,
     /// Wakes writes that wait for room: a dead pack was deleted.
     freed: Notify,
+    /// The last packs uploaded and not deleted since, with their lengths, newest last.
+    recent: Mutex<VecDeque<(PackName, u64)>>,
 }
 
 impl Shared {
     /// An object that probes write: it is never read.
     fn probe_path(&self) -> Path {
         self.root.clone().join("probe")
+    }
+
+    /// A pack was uploaded.
+    fn uploaded(&self, name: PackName, bytes: u64) {
+        let mut recent = self.recent.lock();
+        if recent.len() == MAX_ANNOUNCED {
+            recent.pop_front();
+        }
+        recent.push_back((name, bytes));
     }
 
     fn forget(&self, at: Location) {
@@ -136,6 +157,7 @@ impl ObjectStoreTier {
             closed: AtomicBool::new(false),
             wake,
             freed: Notify::new(),
+            recent: Mutex::default(),
             config,
         });
         let (commands, received) = mpsc::channel(COMMANDS);
@@ -191,6 +213,16 @@ impl ObjectStoreTier {
     #[must_use]
     pub fn live_records(&self, pack: u32) -> Vec<(ShardKey, Location, u64)> {
         self.shared.index.lock().live_records(pack)
+    }
+
+    /// Names of the last packs that this opening uploaded, at most [`MAX_ANNOUNCED`], newest last, as
+    /// [`Floor::announced`] takes them. The writer is the last part of the configured prefix; none when that is no node id.
+    #[must_use]
+    pub fn recent_packs(&self) -> Vec<String> {
+        let folder = self.shared.config.prefix.rsplit('/').next().unwrap_or_default();
+        let Ok(writer) = NodeId::new(folder) else { return Vec::new() };
+        let recent = self.shared.recent.lock().clone();
+        recent.into_iter().map(|(name, bytes)| PackAt { writer: writer.clone(), name }.announce(bytes)).collect()
     }
 
     /// The right to recover, which one caller has at a time.

@@ -19,7 +19,7 @@ use kvtier_types::ShardKey;
 use object_store::path::Path;
 
 use crate::codec::{MAX_META_BYTES, Malformed, Reader, Writer, crc64};
-use crate::store::RecordMeta;
+use crate::store::{Expect, RecordMeta};
 
 /// Length of a trailer.
 pub(super) const TRAILER_LEN: usize = 48;
@@ -220,16 +220,16 @@ fn decode_entries(footer: &[u8], records_bytes: u64) -> Result<Vec<Entry>, Malfo
     Ok(entries)
 }
 
-/// Checks that `header` is that of `key`'s record with the given payload.
-pub(super) fn check_record(header: &[u8], key: &ShardKey, bytes: u64, checksum: u64) -> Result<(), Malformed> {
+/// Checks that `header` is that of `key`'s record with the given payload, and returns what it says.
+pub(super) fn check_record(header: &[u8], key: &ShardKey, expect: Expect) -> Result<RecordMeta, Malformed> {
     let meta = check_header(header)?;
     if meta.key != *key {
         return Err(Malformed("the record of another key"));
     }
-    if meta.bytes != bytes || meta.checksum != checksum {
+    if meta.expect() != expect {
         return Err(Malformed("the record of another payload"));
     }
-    Ok(())
+    Ok(meta)
 }
 
 #[cfg(test)]

@@ -314,6 +314,9 @@ async fn upload(shared: Arc<Shared>, sealed: SealedPack) -> Done {
         index.insert(&NewPack { name, bytes, entries: known }, |_| true)
     };
     let failure = result.err().map(|error| error.to_string());
+    if failure.is_none() {
+        shared.uploaded(name, bytes);
+    }
     if let Some(reason) = &failure {
         tracing::warn!(pack = %hex::encode(name.0), records = entries.len(), %reason, "a pack was not stored");
     }
@@ -336,6 +339,7 @@ async fn delete_dead(shared: Arc<Shared>) -> Done {
     let dead = shared.index.lock().take_dead(DELETE_BATCH);
     let mut all = true;
     for (number, name) in dead {
+        shared.recent.lock().retain(|(recent, _)| *recent != name);
         let result = if all { shared.remote.delete(&name.path(&shared.root)).await } else { Err(StorageError::Closed) };
         let mut index = shared.index.lock();
         match result {

@@ -12,7 +12,7 @@ use crate::store::{Expect, Location, StorageError};
 
 impl ObjectStoreTier {
     /// Reads a record into the caller's buffer and gives that back.
-    pub(super) async fn load(&self, want: &Wanted<'_>, mut into: IoBuf) -> (Result<(), StorageError>, IoBuf) {
+    pub(super) async fn load(&self, want: &Wanted<'_>, into: IoBuf) -> (Result<(), StorageError>, IoBuf) {
         let expect = want.expect;
         if expect.bytes > into.len() as u64 {
             let what = format!("{} bytes into a buffer of {}", expect.bytes, into.len());
@@ -22,13 +22,8 @@ impl ObjectStoreTier {
             Ok(fetched) => fetched,
             Err(error) => return (Err(error), into),
         };
-        let copied = spawn_blocking(move || {
-            let checksum = into.copy_in(&bytes[header_bytes..]);
-            (checksum, into)
-        });
-        let (checksum, into) = match copied.await {
-            Ok(done) => done,
-            Err(_) => return (Err(StorageError::Closed), IoBuf::heap(0)),
+        let Some((checksum, into)) = deliver(bytes.slice(header_bytes..), into).await else {
+            return (Err(StorageError::Closed), IoBuf::heap(0));
         };
         let differs = || want.corrupt(format!("payload checksum {checksum:016x}, expected {:016x}", expect.checksum));
         (if checksum == expect.checksum { Ok(()) } else { Err(differs()) }, into)
@@ -52,10 +47,16 @@ impl ObjectStoreTier {
         if bytes.len() as u64 != len {
             return Err(corrupt(format!("the pack ends within the record: {} of {len} bytes", bytes.len())));
         }
-        pack::check_record(&bytes[..found.header_bytes], want.key, want.expect.bytes, want.expect.checksum)
+        pack::check_record(&bytes[..found.header_bytes], want.key, want.expect)
             .map_err(|Malformed(what)| corrupt(what.to_owned()))?;
         Ok((bytes, found.header_bytes))
     }
+}
+
+/// Copies a payload into the caller's buffer, off the runtime's threads, and returns the checksum of what arrived there.
+/// `None` when the runtime is shutting down.
+pub(super) async fn deliver(payload: Bytes, mut into: IoBuf) -> Option<(u64, IoBuf)> {
+    spawn_blocking(move || (into.copy_in(&payload), into)).await.ok()
 }
 
 /// What a read asks for.

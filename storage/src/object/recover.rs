@@ -13,8 +13,9 @@ use futures::StreamExt;
 use kvtier_types::ShardKey;
 use object_store::ObjectMeta;
 
+use super::footer::{self, Wanted};
 use super::index::{Index, NewPack};
-use super::pack::{Entry, PackName, TRAILER_BYTES, TRAILER_LEN, Trailer};
+use super::pack::{Entry, PackName};
 use super::{Recovered, Shared};
 use crate::codec::Malformed;
 use crate::store::{Location, StorageError};
@@ -23,8 +24,6 @@ use crate::store::{Location, StorageError};
 const MAX_PACKS: usize = 1 << 20;
 /// Most notes kept; a summary counts the rest.
 const MAX_NOTES: usize = 64;
-/// What the first read of a pack takes off its end: the trailer and, unless records are tiny, the whole footer.
-const TAIL_BYTES: u64 = 64 << 10;
 
 /// What was read so far, kept from one round to the next.
 #[derive(Debug, Default)]
@@ -60,7 +59,8 @@ pub(super) async fn round(shared: &Arc<Shared>) -> Result<Recovered, StorageErro
         unread.map(|(name, bytes)| (*name, *bytes)).collect()
     };
     let reads = missing.into_iter().map(|(name, pack_bytes)| async move {
-        match read_footer(shared, &name, pack_bytes).await {
+        let wanted = Wanted { path: &name.path(&shared.root), name: &name, pack_bytes, max_footer_bytes: u64::MAX };
+        match footer::read(&shared.remote, &wanted).await {
             Ok(entries) => {
                 shared.progress.lock().packs.insert(name, Footer { pack_bytes, entries });
                 Ok(())
@@ -92,36 +92,6 @@ async fn list(shared: &Arc<Shared>) -> Result<Listing, StorageError> {
         }
     }
     Ok(listing)
-}
-
-/// Reads a footer. The outer error means that the store did not answer, the inner one that the pack is none.
-async fn read_footer(
-    shared: &Arc<Shared>,
-    name: &PackName,
-    pack_bytes: u64,
-) -> Result<Result<Vec<Entry>, Malformed>, StorageError> {
-    const TRUNCATED: Malformed = Malformed("shorter than a trailer");
-    if pack_bytes < TRAILER_BYTES {
-        return Ok(Err(TRUNCATED));
-    }
-    let path = name.path(&shared.root);
-    let tail_at = pack_bytes.saturating_sub(TAIL_BYTES);
-    let tail = shared.remote.get(&path, tail_at..pack_bytes).await?;
-    let Some((rest, trailer)) = tail.split_last_chunk::<TRAILER_LEN>() else {
-        return Ok(Err(TRUNCATED));
-    };
-    let trailer = match Trailer::decode(trailer, pack_bytes) {
-        Ok(trailer) => trailer,
-        Err(malformed) => return Ok(Err(malformed)),
-    };
-    let footer_end = pack_bytes - TRAILER_BYTES;
-    let footer_at = footer_end - trailer.footer_bytes;
-    if footer_at >= tail_at {
-        let skipped = rest.len().saturating_sub(usize::try_from(trailer.footer_bytes).unwrap_or(usize::MAX));
-        return Ok(trailer.decode_footer(name, &rest[skipped..], footer_at));
-    }
-    let footer = shared.remote.get(&path, footer_at..footer_end).await?;
-    Ok(trailer.decode_footer(name, &footer, footer_at))
 }
 
 /// Puts the readable packs into the index and says what was found.

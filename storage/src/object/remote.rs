@@ -6,16 +6,16 @@
 
 use std::fmt;
 use std::future::Future;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::breaker::Breaker;
 use super::config::RetryPolicy;
@@ -72,13 +72,27 @@ impl Remote {
         }
     }
 
-    /// Reads a range of an object; shorter when the object ends within it.
+    /// Reads a range of an object; shorter when the object ends within it, empty when it ends before.
     ///
     /// # Errors
     /// [`StorageError::NotFound`] when there is no such object; [`StorageError::Unavailable`].
     pub(super) async fn get(&self, path: &Path, range: Range<u64>) -> Result<Bytes, StorageError> {
         let call = Call { action: "GET", path, breaker: &self.reads, deadline: self.retry.read_deadline };
-        self.retried(&call, || self.store.get_range(path, range.clone())).await
+        self.retried(&call, || self.get_once(path, range.clone())).await
+    }
+
+    /// An object that ends before the range is an error to every store, in words of its own. Unlike a store that does not
+    /// answer it must not trip the breaker: others write these objects.
+    async fn get_once(&self, path: &Path, range: Range<u64>) -> Result<Bytes, object_store::Error> {
+        let start = range.start;
+        match self.store.get_range(path, range).await {
+            Err(error @ object_store::Error::Generic { .. }) => {
+                // The body is not read.
+                let whole = self.store.get_opts(path, GetOptions::default()).await;
+                if whole.is_ok_and(|whole| whole.meta.size <= start) { Ok(Bytes::new()) } else { Err(error) }
+            }
+            other => other,
+        }
     }
 
     /// Deletes an object, which may be gone already.
@@ -93,10 +107,20 @@ impl Remote {
     /// Lists at most `limit` objects below `prefix`, and says whether there were more. Pages are bounded by
     /// `attempt_timeout` each; the caller bounds the whole.
     pub(super) async fn list(&self, prefix: &Path, limit: usize) -> Result<(Vec<ObjectMeta>, bool), StorageError> {
+        self.fold_list(prefix, limited(limit)).await
+    }
+
+    /// Lists the objects below `prefix` into a `T`, which begins anew with every attempt, until `take` breaks. Bounded as
+    /// [`Self::list`].
+    pub(super) async fn fold_list<T: Default>(
+        &self,
+        prefix: &Path,
+        mut take: impl FnMut(&mut T, ObjectMeta) -> ControlFlow<()>,
+    ) -> Result<T, StorageError> {
         let mut attempt = 0;
         loop {
             self.reads.check()?;
-            match self.list_once(prefix, limit).await {
+            match self.list_once(prefix, &mut take).await {
                 Ok(found) => {
                     self.reads.reset();
                     return Ok(found);
@@ -113,21 +137,42 @@ impl Remote {
         }
     }
 
-    async fn list_once(&self, prefix: &Path, limit: usize) -> Result<(Vec<ObjectMeta>, bool), object_store::Error> {
+    async fn list_once<T: Default>(
+        &self,
+        prefix: &Path,
+        mut take: impl FnMut(&mut T, ObjectMeta) -> ControlFlow<()>,
+    ) -> Result<T, object_store::Error> {
         let mut pages = self.store.list(Some(prefix));
-        let mut found = Vec::new();
+        let mut found = T::default();
         while let Some(next) = self.attempt(pages.next()).await? {
-            if found.len() == limit {
-                return Ok((found, true));
+            if take(&mut found, next?).is_break() {
+                break;
             }
-            found.push(next?);
         }
-        Ok((found, false))
+        Ok(found)
+    }
+
+    /// Probes whichever breaker is open when its time has come; never returns. `wake` is what [`Self::new`] was given.
+    pub(super) async fn keep_probing(&self, wake: &Notify, probe: &Path) {
+        loop {
+            let next = [self.reads.probe_at(), self.writes.probe_at()].into_iter().flatten().min();
+            tokio::select! {
+                () = wake.notified() => {}
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+            let due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+            if due(self.reads.probe_at()) {
+                self.probe_reads(probe).await;
+            }
+            if due(self.writes.probe_at()) {
+                self.probe_writes(probe).await;
+            }
+        }
     }
 
     /// Asks the store for something harmless, past the breaker, which the answer sets.
     pub(super) async fn probe_reads(&self, nowhere: &Path) {
-        match self.list_once(nowhere, 1).await {
+        match self.list_once(nowhere, limited(1)).await {
             Ok(_) => self.reads.reset(),
             Err(_) => self.reads.trip(),
         }
@@ -179,6 +224,18 @@ impl Remote {
             }
             sleep(pause).await;
         }
+    }
+}
+
+/// Collects objects, and says whether there were more than `limit`.
+fn limited(limit: usize) -> impl FnMut(&mut (Vec<ObjectMeta>, bool), ObjectMeta) -> ControlFlow<()> {
+    move |(found, more), object| {
+        if found.len() == limit {
+            *more = true;
+            return ControlFlow::Break(());
+        }
+        found.push(object);
+        ControlFlow::Continue(())
     }
 }
 

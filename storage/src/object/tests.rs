@@ -17,25 +17,35 @@ use crate::conformance::{self, Fixture, Opened, buffer, get, meta, payload, put}
 
 /// An object store in memory that can be switched off.
 #[derive(Debug, Default)]
-struct Switched {
-    inner: InMemory,
+pub(super) struct Switched {
+    pub(super) inner: InMemory,
     down: AtomicBool,
-    hangs: AtomicBool,
+    pub(super) hangs: AtomicBool,
     calls: AtomicUsize,
+    lists: AtomicUsize,
+    /// It fails from this call on; never if 0.
+    pub(super) fails_from: AtomicUsize,
+    /// An object that cannot be read.
+    pub(super) bad_sector: Mutex<Option<Path>>,
 }
 
 impl Switched {
-    fn set_down(&self, down: bool) {
+    pub(super) fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    fn calls(&self) -> usize {
+    pub(super) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 
+    pub(super) fn lists(&self) -> usize {
+        self.lists.load(Ordering::SeqCst)
+    }
+
     fn check(&self) -> Result<(), Error> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.down.load(Ordering::SeqCst) {
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        let fails_from = self.fails_from.load(Ordering::SeqCst);
+        if self.down.load(Ordering::SeqCst) || (fails_from > 0 && call >= fails_from) {
             return Err(Error::Generic { store: "switched", source: "switched off".into() });
         }
         Ok(())
@@ -51,7 +61,7 @@ impl Switched {
     }
 
     /// Every object's path and bytes.
-    async fn objects(&self) -> Vec<(Path, Bytes)> {
+    pub(super) async fn objects(&self) -> Vec<(Path, Bytes)> {
         let mut found = Vec::new();
         for meta in self.inner.list(None).collect::<Vec<_>>().await {
             let path = meta.unwrap().location;
@@ -62,12 +72,12 @@ impl Switched {
         found
     }
 
-    async fn packs(&self) -> Vec<(Path, Bytes)> {
+    pub(super) async fn packs(&self) -> Vec<(Path, Bytes)> {
         let packs = self.objects().await.into_iter().filter(|(path, _)| path.as_ref().ends_with(".pack"));
         packs.collect()
     }
 
-    async fn replace(&self, path: &Path, bytes: impl Into<Bytes>) {
+    pub(super) async fn replace(&self, path: &Path, bytes: impl Into<Bytes>) {
         self.inner.put(path, PutPayload::from(bytes.into())).await.unwrap();
     }
 }
@@ -95,6 +105,9 @@ impl ObjectStore for Switched {
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult, Error> {
         self.answer().await?;
+        if self.bad_sector.lock().as_ref() == Some(at) {
+            return Err(Error::Generic { store: "switched", source: "bad sector".into() });
+        }
         self.inner.get_opts(at, options).await
     }
 
@@ -106,6 +119,7 @@ impl ObjectStore for Switched {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta, Error>> {
+        self.lists.fetch_add(1, Ordering::SeqCst);
         match self.check() {
             Ok(()) => self.inner.list(prefix),
             Err(error) => stream::once(async { Err(error) }).boxed(),
@@ -122,7 +136,7 @@ impl ObjectStore for Switched {
 }
 
 /// Small packs, short waits.
-fn config(place: ObjectPlace) -> ObjectConfig {
+pub(super) fn config(place: ObjectPlace) -> ObjectConfig {
     let millis = Duration::from_millis;
     ObjectConfig {
         pack_bytes: 128 << 10,
@@ -143,16 +157,16 @@ async fn open(store: &Arc<Switched>) -> (ObjectStoreTier, Recovered) {
     open_as(store, config(ObjectPlace::Local("/unused".into()))).await
 }
 
-async fn open_as(store: &Arc<Switched>, config: ObjectConfig) -> (ObjectStoreTier, Recovered) {
+pub(super) async fn open_as(store: &Arc<Switched>, config: ObjectConfig) -> (ObjectStoreTier, Recovered) {
     ObjectStoreTier::open_with(config, Arc::clone(store) as Arc<dyn ObjectStore>).await.unwrap()
 }
 
-async fn close(tier: &ObjectStoreTier) {
+pub(super) async fn close(tier: &ObjectStoreTier) {
     tier.close(Duration::from_secs(30)).await.unwrap();
 }
 
 /// Waits until `done`, at most 30 s.
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+pub(super) async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !done().await {
         assert!(begun.elapsed() < Duration::from_secs(30), "never happened: {what}");
@@ -161,7 +175,7 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     }
 }
 
-fn is_unavailable<T>(result: &Result<T, StorageError>) -> bool {
+pub(super) fn is_unavailable<T>(result: &Result<T, StorageError>) -> bool {
     matches!(result, Err(StorageError::Unavailable { .. }))
 }
 

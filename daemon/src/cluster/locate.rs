@@ -1,0 +1,58 @@
+//! Finds elsewhere what a lookup misses here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvtier_policy::directory::{DirectoryKey, Replica};
+use kvtier_policy::{Core, CoreError, Located, LookupRequest};
+use kvtier_types::ShardKey;
+use tokio::time::timeout;
+
+use super::Cluster;
+use crate::node::Node;
+
+/// Where the shards that a lookup misses here can be had. The directory gets at most half of the lookup's time; without
+/// an answer only other nodes' packs are known.
+///
+/// # Errors
+/// [`CoreError`] as the lookup itself.
+pub async fn locate_missing(
+    node: &Arc<Node>,
+    request: &LookupRequest,
+    deadline: Duration,
+) -> Result<Located, CoreError> {
+    let Some(cluster) = &node.cluster else { return Ok(Located::default()) };
+    let unknown = node.read_core(|core| core.unknown(request))?;
+    if unknown.is_empty() {
+        return Ok(Located::default());
+    }
+    let replicas = replicas(node, cluster, &unknown, deadline / 2).await;
+    let floor: Vec<bool> = match &cluster.floor {
+        Some(floor) => floor.find(&unknown).iter().map(Option::is_some).collect(),
+        None => Vec::new(),
+    };
+    let now = node.now();
+    Ok(node.read_core(|core| core.located(now, &unknown, &replicas, &floor)))
+}
+
+/// What the directory says of shards; nothing when it does not answer in time, or nobody else is there to have them.
+pub(super) async fn replicas(
+    node: &Arc<Node>,
+    cluster: &Cluster,
+    keys: &[ShardKey],
+    limit: Duration,
+) -> Vec<Vec<Replica>> {
+    let alone = |core: &Core| core.members().iter().next().is_none();
+    if node.read_core(alone) || cluster.directory_state().away.is_some() {
+        return Vec::new();
+    }
+    let digests: Vec<DirectoryKey> = keys.iter().map(DirectoryKey::of).collect();
+    match timeout(limit, cluster.directory.locate(&digests)).await {
+        Ok(Ok(replicas)) => replicas,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a lookup goes on without the directory");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,1 @@
+"""Checks of deploy/ that need no cluster."""

@@ -1,0 +1,314 @@
+//! Bytes from elsewhere: shards that other nodes, or the packs they left behind, are said to have.
+//!
+//! A shard that a reader wants and nobody here has gets an entry flagged `REMOTE` with the sources to try, best first.
+//! Sources are tried one after the other, each with all of the shard's bytes (replicas are never mixed); a slow one is
+//! given up when another is left. However many readers want the shard, one transfer is under way for it.
+
+use std::time::Duration;
+
+use kvtier_types::{BlockKey, Instant, Origin, RecordMeta, ShardKey, Tier};
+
+use super::{Action, Core, CoreError, LookupRequest, MoveId, Movement};
+use crate::attachment::AttachmentId;
+use crate::catalog::{BlockId, Remote, Scope, Source};
+use crate::core::publish::Located;
+use crate::core::{Fetching, LookupRange};
+use crate::entry::{Entry, Flags};
+use crate::ledger::MissReason;
+use crate::limits::MAX_SCOPES;
+
+/// How a fetch ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FetchEnd {
+    /// All bytes arrived and match; what their owner says of them.
+    Done(Box<RecordMeta>),
+    /// The bytes do not match their checksum.
+    Corrupt,
+    /// The source does not have it.
+    Gone,
+    /// It failed for another reason.
+    Failed,
+}
+
+/// Bounds of fetching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchConfig {
+    /// Fetches under way at once.
+    pub max_fetches: usize,
+    /// Their bytes.
+    pub max_bytes: u64,
+    /// How long one source may take before another one is tried, if there is one.
+    pub patience: Duration,
+    /// How long one source may take at all.
+    pub deadline: Duration,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self {
+            max_fetches: 1024,
+            max_bytes: 256 << 20,
+            patience: Duration::from_secs(2),
+            deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Core {
+    /// The shards of a lookup that are not here and that nobody is bringing: what to ask the directory for.
+    ///
+    /// # Errors
+    /// [`CoreError`] as [`Core::lookup`].
+    pub fn unknown(&self, request: &LookupRequest) -> Result<Vec<ShardKey>, CoreError> {
+        self.check_lookup(request)?;
+        let attachment = self.attached(request.attachment)?;
+        let (layout, number) = (*self.catalog.layout_id(attachment.layout_number), attachment.layout_number);
+        let mut unknown = Vec::new();
+        for key in request.ranges.iter().flat_map(|r| &r.keys) {
+            for shard in 0..attachment.layout.shards {
+                let entry = self.catalog.find(key, number, shard).map(|id| self.catalog.get(id));
+                let hidden = Flags::RESERVED | Flags::DOOMED;
+                if entry.is_none_or(|e| !e.offered() && !e.flags.has(hidden)) {
+                    unknown.push(ShardKey { block: *key, layout, shard });
+                }
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Gives entries to the shards of a lookup that others are said to have. Answers with them.
+    pub(super) fn intern_remotes(&mut self, request: &LookupRequest, located: &Located) -> Vec<BlockId> {
+        let mut interned = Vec::new();
+        if located.is_empty() || self.catalog.scopes.len() > MAX_SCOPES {
+            return interned;
+        }
+        for range in &request.ranges {
+            let Some(template) = self.remote_template(request.attachment, range) else { continue };
+            let layout = *self.catalog.layout_id(template.layout);
+            let shards = self.attachments[&request.attachment].layout.shards;
+            for (at, key) in (0u32..).zip(&range.keys) {
+                for shard in 0..shards {
+                    let Some(sources) = located.get(&ShardKey { block: *key, layout, shard }) else { continue };
+                    let before = (at as usize).checked_sub(1).and_then(|i| range.keys.get(i));
+                    let depth_blocks = range.first_block.saturating_add(at);
+                    let entry = Entry { key: *key, shard, depth_blocks, ..template.clone() };
+                    interned.extend(self.intern_remote(entry, before, sources.to_vec()));
+                }
+            }
+            self.catalog.scopes.release(template.scope);
+            self.catalog.programs.release(template.program);
+        }
+        interned
+    }
+
+    /// What the remote shards of a range have in common. The caller gives its scope and program back.
+    fn remote_template(&mut self, attachment: AttachmentId, range: &LookupRange) -> Option<Entry> {
+        let attachment = self.attachments.get(&attachment)?;
+        let group = range.group as usize;
+        let spec = attachment.layout.groups.get(group)?;
+        let bytes = u32::try_from(*attachment.layout.block_bytes.get(group)?).ok()?;
+        let scope = Scope {
+            namespace: attachment.namespace,
+            model: attachment.spec.namespace.model.clone(),
+            tenant: kvtier_types::TenantId::shared(),
+            layout: *self.catalog.layout_id(attachment.layout_number),
+        };
+        let mut flags = Flags::default();
+        flags.set(Flags::NEEDS_ANCESTORS, spec.kind.needs_ancestors());
+        flags.set(Flags::REMOTE, true);
+        let (layout, group) = (attachment.layout_number, u16::try_from(range.group).ok()?);
+        let scope = self.catalog.scopes.acquire(&scope);
+        let program = self.catalog.programs.acquire(&String::new());
+        Some(Entry::bare(BlockKey::new([0; 32]), (layout, 0), group, bytes, (scope, program, flags)))
+    }
+
+    fn intern_remote(&mut self, mut entry: Entry, before: Option<&BlockKey>, sources: Vec<Source>) -> Option<BlockId> {
+        let known = self.catalog.find(&entry.key, entry.layout, entry.shard);
+        let id = if let Some(id) = known {
+            let state = self.catalog.get(id);
+            if state.offered() || state.in_use() || state.flags.has(Flags::DOOMED) {
+                return None;
+            }
+            self.catalog.update(id, |e| e.flags.set(Flags::REMOTE, true));
+            id
+        } else {
+            let scope = self.catalog.scopes.get(entry.scope).clone();
+            let program = self.catalog.programs.get(entry.program).clone();
+            entry.scope = self.catalog.scopes.acquire(&scope);
+            entry.program = self.catalog.programs.acquire(&program);
+            entry.parent = before.and_then(|key| self.catalog.find(key, entry.layout, entry.shard));
+            self.catalog.insert(entry)
+        };
+        self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted: false });
+        Some(id)
+    }
+
+    /// Drops remote entries that nobody came to want.
+    pub(super) fn forget_unwanted(&mut self, ids: &[BlockId]) {
+        // Children before their parents, so that each finds its entry present.
+        for id in ids.iter().rev() {
+            self.forget_unwanted_one(*id);
+        }
+    }
+
+    pub(super) fn forget_unwanted_one(&mut self, id: BlockId) {
+        let idle = self.catalog.try_get(id).is_some_and(|e| e.flags.has(Flags::REMOTE) && !e.in_use());
+        if idle {
+            self.catalog.remotes.remove(&id);
+            self.catalog.update(id, |e| e.flags.set(Flags::REMOTE, false));
+        }
+    }
+
+    pub(super) fn pump_fetches(&mut self) {
+        let limits = self.config.fetch;
+        while self.fetching.count < limits.max_fetches && self.fetching.bytes < limits.max_bytes {
+            let Some(&id) = self.fetches.front() else { return };
+            let entry = self.catalog.get(id);
+            let wanted =
+                self.waiters.contains_key(&id) && entry.flags.has(Flags::REMOTE) && !entry.flags.has(Flags::DOOMED);
+            let next = self.catalog.remotes.get(&id).and_then(|r| r.untried.front()).copied();
+            let Some(source) = next.filter(|_| wanted && entry.host.is_none()) else {
+                self.fetches.pop_front();
+                self.onboard_ended(id);
+                continue;
+            };
+            let bytes = u64::from(entry.bytes);
+            // Without room it stays first in line: a lease that ends, or growth, makes some.
+            let Some(into) = self.host_frame(bytes) else { return };
+            self.fetches.pop_front();
+            if let Some(remote) = self.catalog.remotes.get_mut(&id) {
+                remote.untried.pop_front();
+            }
+            let key = self.shard_key(self.catalog.get(id));
+            let move_id = MoveId(self.take_id());
+            let started = self.clock;
+            self.moves.insert(move_id, (id, Movement::Fetch { into, started }));
+            self.fetching.start(bytes);
+            let deadline = started + limits.deadline;
+            self.actions.push_back(Action::Fetch { id: move_id, key, from: source, into, bytes, deadline });
+        }
+    }
+
+    /// Takes note of a fetch's end.
+    pub fn fetched(&mut self, now: Instant, id: MoveId, end: FetchEnd) {
+        self.clock = self.clock.max(now);
+        let Some((block, Movement::Fetch { into, .. })) = self.moves.get(&id).map(|(b, m)| (*b, *m)) else { return };
+        self.moves.remove(&id);
+        let entry = self.catalog.get(block);
+        let (key, bytes) = (self.shard_key(entry), u64::from(entry.bytes));
+        self.fetching.end(bytes);
+        match end {
+            FetchEnd::Done(meta) if meta.key == key && meta.bytes == bytes => {
+                self.counts.moved[Tier::Host.index()] += 1;
+                self.take_in(block, into, &meta);
+                self.onboard_ended(block);
+            }
+            failed => {
+                self.counts.move_failures[Tier::Host.index()] += 1;
+                if failed == FetchEnd::Corrupt {
+                    self.counts.corrupt += 1;
+                    self.ghost.insert(&key.block, MissReason::Corrupt);
+                }
+                self.free_frame(into, bytes);
+                self.try_next_source(block);
+            }
+        }
+        self.pump();
+    }
+
+    /// A fetched shard is here now.
+    fn take_in(&mut self, id: BlockId, into: crate::frame::FrameRef, meta: &RecordMeta) {
+        let entry = self.catalog.get(id);
+        let (old_scope, old_program) = (entry.scope, entry.program);
+        let mut scope = self.catalog.scopes.get(old_scope).clone();
+        scope.tenant = meta.tenant.clone();
+        let scope = self.catalog.scopes.acquire(&scope);
+        let program = self.catalog.programs.acquire(&meta.hints.program_id);
+        let adopted = self.catalog.remotes.remove(&id).is_some_and(|r| r.adopted);
+        self.catalog.update(id, |e| {
+            e.host = Some(into);
+            e.checksum = meta.checksum;
+            e.scope = scope;
+            e.program = program;
+            e.semantic = meta.hints.semantic;
+            e.flags.set(Flags::REMOTE, false);
+            e.flags.set(Flags::FETCHED, !adopted);
+        });
+        self.catalog.scopes.release(old_scope);
+        self.catalog.programs.release(old_program);
+        if adopted {
+            self.queue_offload(id);
+        }
+    }
+
+    fn try_next_source(&mut self, id: BlockId) {
+        if self.catalog.remotes.get(&id).is_some_and(|r| !r.untried.is_empty()) {
+            self.fetches.push_front(id);
+        } else {
+            self.onboard_ended(id);
+        }
+    }
+
+    /// Gives up fetches that take too long: for another source's sake after the configured patience, else at their
+    /// deadline.
+    pub(super) fn expire_fetches(&mut self, now: Instant) {
+        let limits = self.config.fetch;
+        let late = |block: &BlockId, started: Instant| {
+            let others = self.catalog.remotes.get(block).is_some_and(|r| !r.untried.is_empty());
+            started + if others { limits.patience.min(limits.deadline) } else { limits.deadline } <= now
+        };
+        let given_up: Vec<(MoveId, BlockId, crate::frame::FrameRef)> = self
+            .moves
+            .iter()
+            .filter_map(|(id, (block, movement))| match movement {
+                Movement::Fetch { into, started, .. } if late(block, *started) => Some((*id, *block, *into)),
+                _ => None,
+            })
+            .collect();
+        for (id, block, into) in given_up {
+            self.moves.remove(&id);
+            self.actions.push_back(Action::CancelFetch { id });
+            let bytes = u64::from(self.catalog.get(block).bytes);
+            self.fetching.end(bytes);
+            self.free_frame(into, bytes);
+            self.counts.move_failures[Tier::Host.index()] += 1;
+            self.counts.fetches_given_up += 1;
+            self.try_next_source(block);
+        }
+    }
+
+    /// When a fetch is given up next.
+    pub(super) fn next_fetch_timeout(&self) -> Option<Instant> {
+        let limits = self.config.fetch;
+        let times = self.moves.values().filter_map(|(block, movement)| match movement {
+            Movement::Fetch { started, .. } => {
+                let others = self.catalog.remotes.get(block).is_some_and(|r| !r.untried.is_empty());
+                Some(*started + if others { limits.patience.min(limits.deadline) } else { limits.deadline })
+            }
+            _ => None,
+        });
+        times.min()
+    }
+
+    /// Where a leased shard comes from.
+    pub(super) fn origin(&self, id: BlockId) -> Origin {
+        let entry = self.catalog.get(id);
+        if let Some(tier) = entry.fastest() {
+            return Origin::Tier(tier);
+        }
+        let first = self.catalog.remotes.get(&id).and_then(|r| r.untried.front());
+        if first == Some(&Source::Floor) { Origin::Tier(Tier::Object) } else { Origin::Peer }
+    }
+}
+
+impl Fetching {
+    pub(super) const fn start(&mut self, bytes: u64) {
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    pub(super) const fn end(&mut self, bytes: u64) {
+        self.count -= 1;
+        self.bytes -= bytes;
+    }
+}

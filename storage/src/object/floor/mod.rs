@@ -1,0 +1,187 @@
+//! The floor: reads what other writers stored, so that a block outlives its node.
+//!
+//! ```text
+//! refresh    -> LIST of every writer's folder -> footers of packs not known, newest first -> index
+//! announced  -> footers of the packs that a peer named                                    -> index
+//! find       -> index                                                                      no I/O
+//! read       -> ranged GET of one record -> header and checksum verified -> copied into its frame
+//! collect    -> LIST -> DELETE of dead writers' oldest packs, where all writers' exceed the budget
+//! ```
+//! Nothing but the store is needed. It writes nothing (but an empty object that probes): see
+//! [`super::ObjectStoreTier`] for the own folder, which is left out here.
+//!
+//! *Invariants*: a read returns `Ok` only for bytes whose header tells the whole key and whose checksum fits after they
+//! arrived; what others wrote or said never makes it panic, wait longer than its deadlines or hold more than its bounds.
+//! Everyone who may write to the store is trusted to have written the block that a key names.
+//! *Bounds*: see [`index`]; `max_inflight_bytes` being read; `concurrency` footers of at most 8 MiB at once.
+//! *Cancellation*: every future may be dropped; what it learnt until then stays.
+
+mod collect;
+mod config;
+mod index;
+mod listing;
+mod name;
+mod read;
+mod refresh;
+
+use std::sync::Arc;
+
+use kvtier_memory::IoBuf;
+use kvtier_types::{Expect, NodeId, RecordMeta, ShardKey};
+use object_store::ObjectStore;
+use object_store::path::Path;
+use parking_lot::RwLock;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+pub use self::collect::Collected;
+pub use self::config::FloorConfig;
+pub use self::index::FloorUsage;
+use self::index::Index;
+pub(super) use self::name::PackAt;
+pub use self::refresh::{Announced, MAX_ANNOUNCED, Refreshed};
+use super::pack::PackName;
+use super::remote::Remote;
+use crate::store::StorageError;
+
+/// Where a record of another writer lies. What [`Floor::find`] returns is good until the floor learns better; one that was
+/// made up or changed reads as [`StorageError::Corrupt`] or [`StorageError::NotFound`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FloorRecord {
+    /// Whose pack.
+    pub writer: NodeId,
+    /// The pack: the digest in its name.
+    pub pack: [u8; 32],
+    /// Byte offset of the record's header in the pack.
+    pub offset: u64,
+    /// Length of that header.
+    pub header_bytes: u32,
+    /// Length of the payload.
+    pub bytes: u64,
+    /// CRC-64/NVME of the payload.
+    pub checksum: u64,
+}
+
+impl FloorRecord {
+    /// What a reader of this record expects to find.
+    #[must_use]
+    pub const fn expect(&self) -> Expect {
+        Expect { bytes: self.bytes, checksum: self.checksum }
+    }
+
+    fn pack_at(&self) -> PackAt {
+        PackAt { writer: self.writer.clone(), name: PackName(self.pack) }
+    }
+}
+
+/// The outcome of a read, with its buffer.
+#[derive(Debug)]
+pub struct FloorRead {
+    /// What the record says of itself; `Ok` only when the buffer's first `bytes` bytes are verified.
+    pub result: Result<RecordMeta, StorageError>,
+    /// The caller's buffer; an empty one if the runtime is shutting down.
+    pub into: IoBuf,
+}
+
+/// What the calls share.
+#[derive(Debug)]
+struct Shared {
+    config: FloorConfig,
+    root: Path,
+    remote: Remote,
+    index: RwLock<Index>,
+    /// One permit: listings do not run side by side.
+    listing: Semaphore,
+    /// A permit for each footer being read.
+    footers: Semaphore,
+    /// A permit for each byte being read.
+    reading: Semaphore,
+    reading_bytes: u64,
+}
+
+/// Other writers' packs. Dropping it ends its background task, which probes a store that stopped answering.
+#[derive(Debug)]
+pub struct Floor {
+    shared: Arc<Shared>,
+    probing: JoinHandle<()>,
+}
+
+impl Floor {
+    /// Opens it, without network I/O: it knows nothing until [`Self::refresh`] or [`Self::announced`]. Must be called within
+    /// a tokio runtime with time and I/O.
+    ///
+    /// # Errors
+    /// [`StorageError::Open`] when the configuration cannot work.
+    pub fn open(config: FloorConfig) -> Result<Self, StorageError> {
+        config.check()?;
+        let store = config.place.connect(&config.retry)?;
+        Self::open_with(config, store)
+    }
+
+    /// As [`Self::open`], over a client that is there already.
+    fn open_with(config: FloorConfig, store: Arc<dyn ObjectStore>) -> Result<Self, StorageError> {
+        config.check()?;
+        let wake = Arc::new(Notify::new());
+        let root = config.root()?;
+        let probe = name::folder(&root, &config.own).join("probe");
+        let inflight = usize::try_from(config.max_inflight_bytes).unwrap_or(usize::MAX >> 3);
+        let shared = Arc::new(Shared {
+            remote: Remote::new(store, config.retry, &wake),
+            index: RwLock::new(Index::new(config.max_records)),
+            listing: Semaphore::new(1),
+            footers: Semaphore::new(config.concurrency),
+            reading: Semaphore::new(inflight),
+            reading_bytes: inflight as u64,
+            root,
+            config,
+        });
+        let probed = Arc::clone(&shared);
+        let probing = tokio::spawn(async move { probed.remote.keep_probing(&wake, &probe).await });
+        Ok(Self { shared, probing })
+    }
+
+    /// Where records of these shards lie, as far as it is known. Does no I/O.
+    #[must_use]
+    pub fn find(&self, keys: &[ShardKey]) -> Vec<Option<FloorRecord>> {
+        keys.iter().map(|key| self.shared.index.read().find(key)).collect()
+    }
+
+    /// How much is known. Does no I/O.
+    #[must_use]
+    pub fn usage(&self) -> FloorUsage {
+        self.shared.index.read().usage()
+    }
+
+    /// Refreshes every `list_every`, and sooner after a failure; never returns. Drop it to end it.
+    pub async fn keep_fresh(&self) {
+        let Shared { config, .. } = &*self.shared;
+        let mut failing = false;
+        loop {
+            let pause = match self.refresh().await {
+                Ok(found) => {
+                    tracing::debug!(?found, "the floor is refreshed");
+                    failing = false;
+                    config.list_every
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(%error, "the floor could not be refreshed");
+                    }
+                    failing = true;
+                    config.retry.fail_fast.min(config.list_every)
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+}
+
+impl Drop for Floor {
+    fn drop(&mut self) {
+        self.probing.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests;

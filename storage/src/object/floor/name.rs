@@ -1,0 +1,158 @@
+//! Where a pack of any writer lies, and how nodes tell each other of it.
+//!
+//! ```text
+//! path       <root>/<writer>/v1/<2 digits>/<64 digits>.pack
+//! announced  <writer>/<64 digits>-<bytes of the pack>
+//! ```
+//! *Invariants*: whatever a listing or a peer says, only these two forms become a [`PackAt`], and a `PackAt` has one path,
+//! below its writer's folder (`hostile_names_are_refused`).
+
+use std::collections::BTreeMap;
+
+use kvtier_types::NodeId;
+use object_store::path::Path;
+
+use crate::object::pack::PackName;
+
+/// Longest announced name.
+const MAX_ANNOUNCED_BYTES: usize = NodeId::MAX_BYTES + 1 + 64 + 1 + 10;
+/// Most writers told apart; folders beyond are not looked at.
+pub(super) const MAX_WRITERS: usize = 1 << 16;
+
+/// A pack and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::object) struct PackAt {
+    pub(in crate::object) writer: NodeId,
+    pub(in crate::object) name: PackName,
+}
+
+impl PackAt {
+    /// Where it lies below the floor's `root`.
+    pub(super) fn path(&self, root: &Path) -> Path {
+        self.name.path(&folder(root, &self.writer))
+    }
+
+    /// What a peer is told of it.
+    pub(in crate::object) fn announce(&self, pack_bytes: u64) -> String {
+        format!("{}/{}-{pack_bytes}", self.writer, hex::encode(self.name.0))
+    }
+
+    /// The pack and its length as a peer told them; `None` for anything that [`Self::announce`] does not make of a pack
+    /// that an index can hold.
+    pub(super) fn parse(announced: &str) -> Option<(Self, u64)> {
+        if announced.len() > MAX_ANNOUNCED_BYTES {
+            return None;
+        }
+        let (writer, rest) = announced.split_once('/')?;
+        let (digits, bytes) = rest.split_once('-')?;
+        let writer = NodeId::new(writer).ok()?;
+        let mut name = [0; 32];
+        hex::decode_to_slice(digits, &mut name).ok()?;
+        let bytes: u32 = bytes.parse().ok()?;
+        let at = Self { writer, name: PackName(name) };
+        (at.announce(u64::from(bytes)) == announced).then_some((at, u64::from(bytes)))
+    }
+
+    /// How it is called in reports.
+    pub(super) fn shown(&self) -> String {
+        format!("{}/{}", self.writer, hex::encode(self.name.0))
+    }
+}
+
+/// The folder of a writer below the floor's `root`, as its tier names it.
+pub(super) fn folder(root: &Path, writer: &NodeId) -> Path {
+    root.clone().join(writer.as_str()).join("v1")
+}
+
+/// The writers seen in one listing: each id is allocated once.
+#[derive(Debug, Default)]
+pub(super) struct Writers(BTreeMap<String, NodeId>);
+
+impl Writers {
+    /// The pack at a listed path; `None` for what is none, and for those of too many writers.
+    pub(super) fn pack_at(&mut self, root: &Path, listed: &Path) -> Option<PackAt> {
+        let first = listed.prefix_match(root)?.next()?;
+        let writer = self.get(first.as_ref())?;
+        let name = PackName::parse(&folder(root, &writer), listed)?;
+        Some(PackAt { writer, name })
+    }
+
+    fn get(&mut self, folder: &str) -> Option<NodeId> {
+        if let Some(known) = self.0.get(folder) {
+            return Some(known.clone());
+        }
+        let id = NodeId::new(folder).ok().filter(|_| self.0.len() < MAX_WRITERS)?;
+        self.0.insert(folder.to_owned(), id.clone());
+        Some(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> PackAt {
+        PackAt { writer: NodeId::new("node-a.rack_1").unwrap(), name: PackName([0xab; 32]) }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        let (at, root) = (sample(), Path::from("a/b"));
+        assert_eq!(PackAt::parse(&at.announce(4711)), Some((at.clone(), 4711)));
+        assert_eq!(Writers::default().pack_at(&root, &at.path(&root)), Some(at.clone()));
+        assert_eq!(Writers::default().pack_at(&Path::default(), &at.path(&Path::default())), Some(at));
+    }
+
+    #[test]
+    fn hostile_names_are_refused() {
+        let digits = "ab".repeat(32);
+        let bad = [
+            String::new(),
+            "/".to_owned(),
+            format!("{digits}-1"),
+            format!("/{digits}-1"),
+            format!("../{digits}-1"),
+            format!("./{digits}-1"),
+            format!("a/b/{digits}-1"),
+            format!("a/../{digits}-1"),
+            format!("a%2f/{digits}-1"),
+            format!("a\0/{digits}-1"),
+            format!("{}/{digits}-1", "w".repeat(254)),
+            format!("a/{}-1", digits.to_uppercase()),
+            format!("a/{}-1", &digits[2..]),
+            format!("a/{digits}ab-1"),
+            format!("a/{digits}"),
+            format!("a/{digits}-"),
+            format!("a/{digits}-01"),
+            format!("a/{digits}-+1"),
+            format!("a/{digits}--1"),
+            format!("a/{digits}-1 "),
+            format!("a/{digits}-4294967296"),
+            format!("a/{digits}.pack"),
+            format!("a/{digits}-1\n"),
+            "x".repeat(1 << 20),
+        ];
+        for bad in bad {
+            assert_eq!(PackAt::parse(&bad), None, "{bad:.80?}");
+        }
+    }
+
+    #[test]
+    fn foreign_paths_are_not_packs() {
+        let (at, root) = (sample(), Path::from("a/b"));
+        let good = at.path(&root).to_string();
+        let mut writers = Writers::default();
+        for foreign in [
+            good.replace("a/b/", "a/"),
+            good.replace("/v1/", "/v2/"),
+            good.replace("node-a.rack_1/", "node a/"),
+            good.replace("node-a.rack_1/", ""),
+            good.replace("node-a.rack_1/", "x/node-a/"),
+            good.replace(".pack", ".tmp"),
+            "a/b".to_owned(),
+            "a/b/node-a.rack_1/v1/probe".to_owned(),
+        ] {
+            assert_eq!(writers.pack_at(&root, &Path::from(foreign.as_str())), None, "{foreign}");
+        }
+    }
+}
