@@ -97,6 +97,8 @@ def explained(path):
     """True when the file or a module above it carries the expectation."""
     folders = [parent for parent in path.parents if ROOT in parent.parents]
     above = [folder.with_suffix(".rs") for folder in folders] + [folder / "mod.rs" for folder in folders]
+    # A crate that is a wall as a whole says so at its root.
+    above = [*above, path.parent / "lib.rs"]
     return any(EXPECT.search(read(file)) for file in [path, *above] if file.is_file())
 
 

@@ -15,6 +15,7 @@ mod root;
 use std::path::Path;
 use std::time::Duration;
 
+use kvtier_proto::v1;
 use serde::Serialize;
 
 use crate::address::Address;
@@ -93,13 +94,14 @@ pub fn examine(root: &Path, data_dir: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Whether the daemon answers.
-pub async fn daemon(address: &Address, timeout: Duration) -> Finding {
+/// Whether the daemon answers, and how it reaches other nodes.
+pub async fn daemon(address: &Address, timeout: Duration) -> Vec<Finding> {
     let answer = match Client::connect(address, timeout).await {
         Ok(mut client) => client.status().await,
         Err(error) => Err(error),
     };
-    match answer {
+    let transports = answer.as_ref().map(transports).unwrap_or_default();
+    let daemon = match answer {
         Ok(status) if status.state == "serving" => {
             Finding::ok("daemon", format!("{} serving at {address}, version {}", status.node_id, status.version))
         }
@@ -118,7 +120,21 @@ pub async fn daemon(address: &Address, timeout: Duration) -> Finding {
             error.to_string().replace('\n', " "),
             ("engines treat it as a miss and recompute", "see the daemon's log"),
         ),
-    }
+    };
+    std::iter::once(daemon).chain(transports).collect()
+}
+
+/// The transports that the daemon's configuration names, best first.
+fn transports(status: &v1::StatusReply) -> Vec<Finding> {
+    let finding = |t: &v1::TransportStatus| {
+        let check = format!("transport {}", t.kind);
+        if t.state == "ok" {
+            return Finding::ok(&check, format!("{} links, {} failed reads", t.links, t.failed_reads));
+        }
+        let advice = "mend what is said here, or take it out of transport.order";
+        Finding::warn(&check, t.state.clone(), ("blocks of other nodes come by the next transport", advice))
+    };
+    status.transports.iter().map(finding).collect()
 }
 
 /// The report: it is always complete, since what is absent is a finding.

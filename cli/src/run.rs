@@ -14,7 +14,7 @@ pub async fn run(args: &Args) -> Result<Report, CliError> {
     match &args.command {
         Command::Doctor { root, data_dir } => {
             let mut findings = doctor::examine(root, data_dir);
-            findings.push(doctor::daemon(&args.address, args.timeout).await);
+            findings.extend(doctor::daemon(&args.address, args.timeout).await);
             Ok(doctor::report(&findings))
         }
         Command::Status => Ok(status::report(&connect(args).await?.status().await?)),

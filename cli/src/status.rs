@@ -21,6 +21,8 @@ struct Status<'a> {
     ledger: Ledger<'a>,
     blocks_loaded: Vec<CountRow<'a>>,
     corrupt_blocks: u64,
+    transports: Vec<TransportRow<'a>>,
+    cluster: Vec<CountRow<'a>>,
     notes: &'a [String],
 }
 
@@ -33,6 +35,16 @@ struct TierRow<'a> {
     used_bytes: u64,
     blocks: u64,
     pending_writes: u64,
+}
+
+#[derive(Serialize)]
+struct TransportRow<'a> {
+    kind: &'a str,
+    state: &'a str,
+    read_bytes: u64,
+    served_bytes: u64,
+    failed_reads: u64,
+    links: u64,
 }
 
 #[derive(Serialize)]
@@ -96,6 +108,8 @@ fn digest(reply: &v1::StatusReply) -> Status<'_> {
         },
         blocks_loaded: count_rows(&reply.blocks_loaded),
         corrupt_blocks: reply.corrupt_blocks,
+        transports: reply.transports.iter().map(transport_row).collect(),
+        cluster: count_rows(&reply.cluster),
         notes: &reply.notes,
     }
 }
@@ -113,6 +127,17 @@ fn tier_row(t: &v1::TierStatus) -> TierRow<'_> {
         used_bytes: t.used_bytes,
         blocks: t.blocks,
         pending_writes: t.pending_writes,
+    }
+}
+
+fn transport_row(t: &v1::TransportStatus) -> TransportRow<'_> {
+    TransportRow {
+        kind: &t.kind,
+        state: &t.state,
+        read_bytes: t.read_bytes,
+        served_bytes: t.served_bytes,
+        failed_reads: t.failed_reads,
+        links: t.links,
     }
 }
 
@@ -152,6 +177,10 @@ fn text(status: &Status<'_>) -> String {
     }
     section(&mut out, "BLOCKS LOADED BY ENGINES", &counts_table("FROM", &status.blocks_loaded), "none");
     line(&mut out, &format!("\nCORRUPT BLOCKS  {}", status.corrupt_blocks));
+    if !status.transports.is_empty() {
+        section(&mut out, "TRANSPORTS", &transports_table(&status.transports), "none");
+        section(&mut out, "CLUSTER", &counts_table("COUNT", &status.cluster), "none");
+    }
     if !status.notes.is_empty() {
         line(&mut out, "\nNOTES");
         status.notes.iter().for_each(|note| line(&mut out, &format!("  {}", printable(note))));
@@ -171,6 +200,22 @@ fn section(out: &mut String, title: &str, table: &Table, otherwise: &str) {
         line(out, &format!("\n{title}"));
         out.push_str(&table.render(2));
     }
+}
+
+fn transports_table(transports: &[TransportRow<'_>]) -> Table {
+    let mut table = Table::new(&[
+        ("KIND", Align::Left),
+        ("STATE", Align::Left),
+        ("READ", Align::Right),
+        ("SERVED", Align::Right),
+        ("FAILED READS", Align::Right),
+        ("LINKS", Align::Right),
+    ]);
+    for t in transports {
+        let (read, served) = (bytes_text(t.read_bytes), bytes_text(t.served_bytes));
+        table.row([t.kind, t.state, &read, &served, &t.failed_reads.to_string(), &t.links.to_string()]);
+    }
+    table
 }
 
 fn tiers_table(tiers: &[TierRow<'_>]) -> Table {

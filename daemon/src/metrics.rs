@@ -15,11 +15,13 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kvtier_policy::Core;
 use kvtier_storage::BlockStore;
+use kvtier_transport::TransportStats;
 use kvtier_types::{Origin, Tier};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::node::Node;
+use crate::services;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -113,6 +115,7 @@ pub fn exposition(node: &Arc<Node>) -> String {
     });
     memory(&mut page, node);
     stores(&mut page, node);
+    cluster(&mut page, node);
     let hold = u64::try_from(node.take_longest_hold().as_micros()).unwrap_or(u64::MAX);
     let help = "Longest time the core's lock was held since the last scrape.";
     page.family("kvtier_core_lock_hold_max_microseconds", "gauge", help, [("", "", hold)]);
@@ -191,6 +194,34 @@ fn stores(page: &mut Page, node: &Node) {
     page.family("kvtier_store_used_bytes", "gauge", "Bytes in use, dead ones included.", column(|u| u.used_bytes));
     page.family("kvtier_store_live_bytes", "gauge", "Bytes of living records.", column(|u| u.live_bytes));
     page.family("kvtier_store_pending_writes", "gauge", "Writes under way.", column(|u| u.pending_writes));
+}
+
+fn cluster(page: &mut Page, node: &Node) {
+    let Some(cluster) = node.cluster.as_ref().filter(|_| !node.config.cluster.is_embedded()) else { return };
+    let away = u64::from(cluster.directory_state().away.is_some());
+    page.family("kvtier_directory_away", "gauge", "1 while the directory does not answer.", [("", "", away)]);
+    let (unpublished, counts) = node.read_core(Core::publication_state);
+    let help = "Changes the directory was not told of yet.";
+    page.family("kvtier_unpublished_changes", "gauge", help, [("", "", unpublished as u64)]);
+    page.family("kvtier_published_changes_total", "counter", "Changes published.", [("", "", counts.changes)]);
+    let help = "Times everything was published anew.";
+    page.family("kvtier_published_anew_total", "counter", help, [("", "", counts.anew)]);
+    let nodes = cluster.records().len() as u64;
+    page.family("kvtier_cluster_nodes", "gauge", "Nodes that live, this one included.", [("", "", nodes)]);
+    let counts = node.read_core(|core| services::cluster_counts(node, core));
+    let rows = counts.into_iter().map(|(name, n)| ("what", name, n));
+    page.family("kvtier_cluster_blocks_total", "counter", "Block shards exchanged with other nodes.", rows);
+    let stats: Vec<_> = cluster.transports.iter().map(|(kind, t)| (kind, t.map(|t| t.stats()))).collect();
+    let column = |pick: fn(&TransportStats) -> u64| {
+        let rows = stats.iter().filter_map(move |(kind, s)| s.as_ref().ok().map(|s| ("transport", *kind, pick(s))));
+        rows.collect::<Vec<_>>()
+    };
+    let open = stats.iter().map(|(kind, s)| ("transport", *kind, u64::from(s.is_ok())));
+    page.family("kvtier_transport_open", "gauge", "1 for each configured transport that is open.", open);
+    page.family("kvtier_transport_read_bytes_total", "counter", "Bytes read from peers.", column(|s| s.read_bytes));
+    page.family("kvtier_transport_served_bytes_total", "counter", "Bytes peers read.", column(|s| s.served_bytes));
+    page.family("kvtier_transport_failed_reads_total", "counter", "Reads that failed.", column(|s| s.failed_reads));
+    page.family("kvtier_transport_links", "gauge", "Links to peers.", column(|s| s.links));
 }
 
 #[cfg(test)]

@@ -144,7 +144,8 @@ fn the_report_has_a_line_each_and_stable_json() {
 async fn a_daemon_that_is_not_there_is_absent() {
     let dir = tempfile::tempdir().unwrap();
     let address = Address::Unix(dir.path().join("kvtierd.sock"));
-    let finding = daemon(&address, Duration::from_secs(5)).await;
+    let findings = daemon(&address, Duration::from_secs(5)).await;
+    let [finding] = findings.as_slice() else { panic!("{findings:?}") };
     assert_eq!(finding.level, Level::Absent);
     assert!(finding.advice.contains("kvtierd --config"), "{finding:?}");
 }

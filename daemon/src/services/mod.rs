@@ -11,7 +11,7 @@ use kvtier_policy::{AttachmentId, CoreError};
 use kvtier_proto::convert::WireError;
 use tonic::Status;
 
-pub(crate) use admin::AdminService;
+pub(crate) use admin::{AdminService, cluster_counts};
 pub(crate) use engine::EngineService;
 pub(crate) use kvcache::KvCacheService;
 pub(crate) use peer::PeerService;
