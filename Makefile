@@ -2,16 +2,20 @@
 # environment is kept in KVTIER_CACHE, ~/.cache/kvtier.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps demo run test bench lint wheel clean
+.PHONY: help deps demo demo-cluster sim-faults run test bench lint wheel clean
 
 help: ## these lines
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install what is missing to build and test
 	@bash scripts/install-deps.sh
 
 demo: deps ## kvtierd and real vLLM on this machine: hits across kill -9, a flipped byte, changed weights
 	@bash scripts/demo.sh
+
+sim-faults: deps ## the cluster's protocols under seeded faults (SEEDS=1000)
+	@cargo build --locked -p kvtier-simulator
+	@target/debug/kvtier-sim faults --seeds $(or $(SEEDS),1000)
 
 run: deps ## kvtierd in the foreground, with CONFIG=file.toml or a small config of its own
 	@bash scripts/run.sh "$(CONFIG)"

@@ -3,6 +3,9 @@
 #
 #   install-deps.sh          a C compiler (the TLS library and the C test), python3 with venv, libnuma (vLLM), curl
 #   install-deps.sh s3       the same and a real S3 server for the object tier's tests (Ceph radosgw, 60 MB)
+#   install-deps.sh cluster  the same as the first and a real directory (redis-server), UCX, and ip for network namespaces
+#   install-deps.sh verbs    the same as the first and what the optional feature `verbs` compiles against
+# Several words may be given.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -15,11 +18,26 @@ python3 -c 'import ensurepip, venv' 2> /dev/null || missing+=(python3-venv)
 ldconfig -p 2> /dev/null | grep -q 'libnuma\.so\.1' || [ -n "$(find /usr/lib /lib -name 'libnuma.so.1' -print -quit 2> /dev/null)" ] || missing+=(libnuma1)
 command -v curl > /dev/null || missing+=(curl)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
-if [ "${1:-}" = s3 ]; then
+wants() { case " $words " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+words="$*"
+if wants s3; then
   command -v ceph-mon > /dev/null || missing+=(ceph-mon)
   command -v ceph-osd > /dev/null || missing+=(ceph-osd)
   command -v ceph > /dev/null || missing+=(ceph-common)
   command -v radosgw > /dev/null || missing+=(radosgw)
+fi
+if wants cluster; then
+  # Where the system has Valkey, it is as good.
+  command -v valkey-server > /dev/null || command -v redis-server > /dev/null || missing+=(redis-server redis-tools)
+  command -v ucx_perftest > /dev/null || missing+=(ucx-utils)
+  ldconfig -p 2> /dev/null | grep -q 'libucp\.so\.0' || missing+=(libucx0)
+  command -v ip > /dev/null || missing+=(iproute2)
+fi
+if wants verbs; then
+  [ -e /usr/include/infiniband/verbs.h ] || missing+=(libibverbs-dev)
+  [ -e /usr/include/rdma/rdma_cma.h ] || missing+=(librdmacm-dev)
+  command -v pkg-config > /dev/null || missing+=(pkg-config)
+  command -v clang > /dev/null || missing+=(clang libclang-dev)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

@@ -28,10 +28,15 @@ check "dependencies between crates" python3 .ci/check_deps.py
 check "walls and texts" python3 .ci/check_house.py
 check "shell scripts" shell_syntax
 check "python files" python_syntax
+if [ "${1:-}" != light ]; then
+  KVTIERD=$([ -x "$TARGET/debug/kvtierd" ] && echo "$TARGET/debug/kvtierd") check "Helm chart and Containerfile" bash scripts/check-deploy.sh
+fi
 # Out of date is a note and no fault: the map is written anew by one command.
 python3 scripts/rooms.py --check
 if [ "${1:-}" != light ]; then
   check "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
+  check "what the feature verbs compiles against" bash scripts/install-deps.sh verbs
+  check "feature verbs" cargo clippy -p kvtier-transport --features verbs --locked -- -D warnings
   if cargo deny --version > /dev/null 2>&1; then
     check "licences, bans and sources" cargo deny --locked check bans licenses sources
   else

@@ -47,7 +47,14 @@ start_s3() {
   . "$S3_DIR/env"
 }
 
+# A real directory, and UCX: without them their tests say that they were skipped.
+need_cluster() {
+  skipped cluster && { say "no directory server: KVTIER_SKIP"; return 0; }
+  bash scripts/install-deps.sh cluster
+}
+
 rust() {
+  need_cluster || broken cluster "the directory server could not be installed; KVTIER_SKIP=cluster does without"
   start_s3 || broken s3-server "the S3 server did not start; KVTIER_SKIP=s3 does without"
   # Benchmarks are built by `make bench`.
   local targets=(--workspace --locked --lib --bins --tests --examples)

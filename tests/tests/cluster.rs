@@ -81,10 +81,11 @@ fn blocks_on_the_owners_disk_are_read_too() {
     a.kill();
     a.restart();
     wait_told(&a, 2);
-    until("b to know a's new life", || {
-        let nodes = b.control().nodes().ok()?.nodes;
-        nodes.iter().any(|n| n.node_id == "a" && n.incarnation == 2).then_some(())
-    });
+    let life = |daemon: &Daemon| {
+        let nodes = daemon.control().nodes().ok()?.nodes;
+        nodes.iter().find(|n| n.node_id == "a").map(|n| n.incarnation)
+    };
+    until("b to know a's new life", || (life(&b)? == life(&a)?).then_some(()));
     assert_eq!(Engine::attach(&b, &shape).get(&prompt).whole(), Some(TOKENS), "{}", b.log());
     assert_eq!(loaded(&b, "peer"), u64::from(BLOCKS));
 }
@@ -212,7 +213,8 @@ fn hostile_calls_of_the_peer_service_change_nothing() {
     let prompt = Prompt::new("guarded", BLOCKS);
     on_a.put_all(&prompt);
     wait_told(&a, 1);
-    let peer = a.control().nodes().unwrap().nodes[0].peer.clone();
+    let this = a.control().nodes().unwrap().nodes.remove(0);
+    let (peer, life) = (this.peer, this.incarnation);
     a.control().block_on(async {
         let mut client = PeerClient::connect(format!("http://{peer}")).await.unwrap();
         let hello = v1::HandshakeRequest { protocol_version: 999, node_id: "x".into(), ..Default::default() };
@@ -229,14 +231,64 @@ fn hostile_calls_of_the_peer_service_change_nothing() {
         let former = client.export(export(77, Vec::new())).await.unwrap_err();
         assert_eq!(former.code(), tonic::Code::FailedPrecondition);
         let short = v1::ShardKey { key: vec![1].into(), layout_id: vec![2; 32].into(), shard: 0 };
-        assert_eq!(client.export(export(1, vec![short])).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+        assert_eq!(client.export(export(life, vec![short])).await.unwrap_err().code(), tonic::Code::InvalidArgument);
         let unknown = v1::ShardKey { key: vec![1; 32].into(), layout_id: vec![2; 32].into(), shard: 9 };
-        let many = client.export(export(1, vec![unknown.clone(); 2_000])).await.unwrap_err();
+        let many = client.export(export(life, vec![unknown.clone(); 2_000])).await.unwrap_err();
         assert_eq!(many.code(), tonic::Code::ResourceExhausted);
-        let missing = client.export(export(1, vec![unknown])).await.unwrap().into_inner();
+        let missing = client.export(export(life, vec![unknown])).await.unwrap().into_inner();
         assert_eq!(missing.shards[0].outcome(), Outcome::Missing);
-        let release = v1::ReleaseExportsRequest { incarnation: 1, leases: vec![u64::MAX, 1, 2, 3] };
+        let release = v1::ReleaseExportsRequest { incarnation: life, leases: vec![u64::MAX, 1, 2, 3] };
         client.release(release).await.unwrap();
     });
     assert_eq!(on_a.get(&prompt).whole(), Some(TOKENS));
+}
+
+#[test]
+fn bytes_move_over_ucx_where_it_is_asked_for() {
+    let Some(valkey) = directory() else { return };
+    for tls in ["posix,cma,self", "tcp"] {
+        let transport = format!("order = [\"ucx\", \"tcp\"]\nucx_tls = \"{tls}\"");
+        let over_ucx = |node_id: &str| Setup { transport: transport.clone(), ..setup(node_id, &valkey) };
+        let (mut a, b) = (daemon!(over_ucx("a")), daemon!(over_ucx("b")));
+        let transports = b.status().transports;
+        let ucx = transports.iter().find(|t| t.kind == "ucx").unwrap();
+        if ucx.state.contains("not available") {
+            eprintln!("skipped: {}", ucx.state);
+            return;
+        }
+        assert_eq!(ucx.state, "ok");
+        let shape = Shape::default();
+        let (on_a, on_b) = (Engine::attach(&a, &shape), Engine::attach(&b, &shape));
+        let prompt = Prompt::new("over ucx", BLOCKS);
+        let other = Prompt::new("too late", BLOCKS);
+        on_a.put_all(&prompt);
+        on_a.put_all(&other);
+        wait_told(&a, 2);
+        wait_told(&b, 2);
+        assert_eq!(on_b.get(&prompt).whole(), Some(TOKENS), "{tls}\n{}", b.log());
+        let nodes = b.control().nodes().unwrap().nodes;
+        assert_eq!(nodes.iter().find(|n| n.node_id == "a").unwrap().transport, "ucx");
+        a.kill();
+        assert_eq!(on_b.get(&other).hit.tokens, 0, "a dead peer is a miss in time");
+        assert_eq!(on_b.get(&prompt).whole(), Some(TOKENS));
+    }
+}
+
+#[test]
+fn a_peer_without_ucx_is_read_over_tcp() {
+    let Some(valkey) = directory() else { return };
+    let both = Setup { transport: "order = [\"ucx\", \"tcp\"]\nucx_tls = \"tcp\"".into(), ..setup("a", &valkey) };
+    let broken = "order = [\"ucx\", \"tcp\"]\nucx_tls = \"tcp\"\nucx_library = \"/nowhere/libucp.so.0\"";
+    let (a, b) = (daemon!(both), daemon!(Setup { transport: broken.into(), ..setup("b", &valkey) }));
+    let shape = Shape::default();
+    let (on_a, on_b) = (Engine::attach(&a, &shape), Engine::attach(&b, &shape));
+    let prompt = Prompt::new("fall back", BLOCKS);
+    on_a.put_all(&prompt);
+    wait_told(&a, 2);
+    wait_told(&b, 2);
+    assert_eq!(on_b.get(&prompt).whole(), Some(TOKENS));
+    let ucx = b.status().transports.into_iter().find(|t| t.kind == "ucx").unwrap();
+    assert!(ucx.state.contains("/nowhere/libucp.so.0"), "{}", ucx.state);
+    assert!(b.log().contains("transport not used"));
+    assert_eq!(b.control().nodes().unwrap().nodes.iter().find(|n| n.node_id == "a").unwrap().transport, "tcp");
 }

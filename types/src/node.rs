@@ -80,7 +80,8 @@ impl fmt::Display for NodeNumber {
 pub struct Edition(u64);
 
 impl Edition {
-    const LOW_BITS: u32 = 24;
+    /// Leaves 44 bits to the start: milliseconds since 1970 fit until the year 2527.
+    const LOW_BITS: u32 = 20;
 
     /// The first edition of a start.
     #[must_use]

@@ -129,7 +129,8 @@ impl Cluster {
 
     /// Starts the tasks.
     pub fn start(self: &Arc<Self>, node: &Arc<Node>) {
-        node.with_core(|core, _| core.join(&self.id, node.incarnation));
+        let incarnation = incarnation(node);
+        node.with_core(|core, _| core.join(&self.id, incarnation));
         node.tasks.spawn(beat::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(publish::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(reap::run(Arc::clone(node), Arc::clone(self)));
@@ -210,4 +211,12 @@ impl Cluster {
             _ => {}
         }
     }
+}
+
+/// The number of this start as the cluster counts it: the time, so that a node that comes back without its journal is not
+/// taken for a former life; never less than the journal's own count. Should the clock have been set back, the directory
+/// knows a later life and the core goes on from there.
+fn incarnation(node: &Node) -> u64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or_default().max(node.incarnation)
 }
