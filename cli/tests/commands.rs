@@ -69,6 +69,7 @@ async fn status_json_is_stable() {
     let expected = [
         "attachments",
         "blocks_loaded",
+        "cluster",
         "corrupt_blocks",
         "incarnation",
         "ledger",
@@ -76,6 +77,7 @@ async fn status_json_is_stable() {
         "notes",
         "state",
         "tiers",
+        "transports",
         "uptime_ms",
         "version",
     ];
@@ -102,7 +104,7 @@ async fn locate_takes_whole_keys_and_prefixes() {
         report.json["blocks"][0]["replicas"][0],
         json!({
             "shard": 0, "tier": "disk", "bytes": 65536, "checksum": "fedcba9876543210",
-            "layout_id": "07".repeat(32), "place": "extent 0 offset 4096"
+            "layout_id": "07".repeat(32), "place": "extent 0 offset 4096", "node_id": "node-1"
         })
     );
     assert!(
@@ -118,7 +120,7 @@ async fn locate_of_an_unknown_key_is_not_complete() {
     let report = kvtier(&served, &["locate", &"f".repeat(64)]).await.unwrap();
     assert!(!report.complete);
     assert_eq!(report.json["blocks"][0]["outcome"], "MISSING");
-    assert!(report.text.contains("MISSING on node node-1"));
+    assert!(report.text.contains("MISSING on every node that node-1 reaches"));
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ fn fresh(url: &str, timeout: Duration) -> ValkeyDirectory {
 
 fn client(url: &str, prefix: &str, timeout: Duration) -> ValkeyDirectory {
     let config = ValkeyConfig { url: url.into(), prefix: prefix.into(), timeout, ..ValkeyConfig::default() };
-    ValkeyDirectory::open(&config).unwrap()
+    ValkeyDirectory::open(&config).expect("the settings make sense")
 }
 
 fn is_away<T>(result: Result<T, DirectoryError>) -> bool {

@@ -86,8 +86,8 @@ impl Peers {
 
     pub(super) fn link_of(&self, node: NodeNumber) -> (String, u64) {
         let sessions = self.0.lock();
-        let of_node = sessions.iter().filter(|((number, _), _)| *number == node).map(|(_, s)| s.progress.get());
-        of_node.last().unwrap_or_default()
+        let mut latest_first = sessions.iter().rev();
+        latest_first.find(|((number, _), _)| *number == node).map(|(_, s)| s.progress.get()).unwrap_or_default()
     }
 }
 

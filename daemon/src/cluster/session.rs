@@ -54,7 +54,7 @@ impl Progress {
 
 /// What its own tasks tell it.
 enum Event {
-    Granted(ExportNumber, Lease, Vec<Granted<Descriptor>>),
+    Granted(ExportNumber, Box<Lease>, Vec<Granted<Descriptor>>),
     Refused { export: ExportNumber, gone: bool },
     Read(ExportNumber, MoveId, ReadEnd),
 }
@@ -81,7 +81,7 @@ struct Driver {
     session: PeerSession<Descriptor>,
     frames: BTreeMap<MoveId, (FrameRef, u64)>,
     reads: BTreeMap<MoveId, CancellationToken>,
-    leases: BTreeMap<ExportNumber, Lease>,
+    leases: BTreeMap<ExportNumber, Box<Lease>>,
     connected: Arc<tokio::sync::Mutex<Option<Connected>>>,
     events: mpsc::UnboundedSender<Event>,
     progress: Arc<Progress>,
@@ -227,7 +227,7 @@ impl Driver {
                 connected.kind.clone_into(&mut request.transport);
                 let reply = connected.client.export(request).await.map_err(Refusal::of)?.into_inner();
                 Ok::<_, Refusal>((
-                    Lease { number: reply.lease, connected },
+                    Box::new(Lease { number: reply.lease, connected }),
                     reply.shards.into_iter().map(granted).collect(),
                 ))
             };

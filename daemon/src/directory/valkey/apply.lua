@@ -1,11 +1,13 @@
 -- Carries out one batch of one node in one bucket, as a whole or not at all.
--- KEYS[1]  the bucket: a hash of  node (8 bytes) -> digest (32)  and  key (16 bytes) -> records (17 each)
+-- KEYS[1]  the bucket: a hash of  node (8 bytes) -> digest (72)  and  key (16 bytes) -> records (17 each)
 -- ARGV     node (8), edition (8), sequence (8), changes (17 each: key 16, tiers 1); numbers are big-endian
--- Answers  the node's digest: edition, sequence, count, sum (8 bytes each)
+-- Answers  the node's digest: edition, sequence, count, sum (8 bytes each), 40 zeros
 --
 -- Editions and sequences do not fit a double, and comparing strings follows the server's locale: halves are compared.
+-- The zeros make a digest too long for the packed form that servers give small hashes, in which a look-up is a scan.
 -- All that can fail is done before the first write, and that is the one write that may be refused for want of memory.
-local RECORD, DIGEST, MODULUS = 17, 32, 2 ^ 48
+local RECORD, DIGEST, MODULUS = 17, 72, 2 ^ 48
+local ZEROS = string.rep('\0', DIGEST - 32)
 
 local function above(a, b)
   local a_high, a_low = struct.unpack('>I4I4', a)
@@ -78,7 +80,7 @@ for at = 1, #changes, RECORD do
   values[key] = records
 end
 
-held = edition .. sequence .. struct.pack('>I8I8', count, sum)
+held = edition .. sequence .. struct.pack('>I8I8', count, sum) .. ZEROS
 local set, gone = { node, held }, {}
 for _, key in ipairs(keys) do
   if values[key] == '' then

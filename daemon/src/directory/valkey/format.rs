@@ -3,12 +3,13 @@
 //! ```text
 //! PREFIX:nodes  hash  ""            -> FORMAT
 //!                     node id       -> until u64 | record: edition u64, state u8, free u64, peer, packs
-//! PREFIX:bXX    hash  node u64      -> digest: edition u64, sequence u64, count u64, sum u64
+//! PREFIX:bXX    hash  node u64      -> digest: edition u64, sequence u64, count u64, sum u64, 40 zeros
 //!                     key (16)      -> entries, in no order: node u64, edition u64, tiers u8
 //! ```
 //!
 //! Numbers are big-endian. One hash holds all that a bucket knows, so that eviction or deletion takes entries and their
-//! digests together, a bucket lies in one slot, and walking it needs no look at other programs' keys.
+//! digests together, a bucket lies in one slot, and walking it needs no look at other programs' keys. The zeros make the
+//! digest longer than what servers keep in the packed form of small hashes, in which every look-up is a scan.
 
 use kvtier_policy::directory::{Batch, Digest, DirectoryKey, MAX_PACK_NEWS, NodeRecord, NodeState, Replica, Tiers};
 use kvtier_types::{Edition, NodeId, NodeNumber};
@@ -17,6 +18,8 @@ use kvtier_types::{Edition, NodeId, NodeNumber};
 pub(super) const FORMAT: &str = "kvtier directory 1";
 /// Bytes of one entry.
 const ENTRY: usize = 17;
+/// Zeros after a digest.
+const DIGEST_ZEROS: usize = 40;
 /// Longest text within a record.
 const MAX_TEXT: usize = 1024;
 
@@ -55,7 +58,7 @@ pub(super) fn entries(mut bytes: &[u8]) -> Option<Vec<Replica>> {
 pub(super) fn digest(mut bytes: &[u8]) -> Option<(Edition, Digest)> {
     let edition = Edition::new(take_u64(&mut bytes)?);
     let (sequence, count, sum) = (take_u64(&mut bytes)?, take_u64(&mut bytes)?, take_u64(&mut bytes)?);
-    bytes.is_empty().then_some((edition, Digest { sequence, count, sum }))
+    (bytes.len() == DIGEST_ZEROS).then_some((edition, Digest { sequence, count, sum }))
 }
 
 /// A field and value of a bucket: an entry's, or `None` for a digest or what is neither.
@@ -140,10 +143,10 @@ mod tests {
         for cut in 0..bytes.len() {
             assert_ne!(read_record(&bytes[..cut]).map(|r| r.packs.len()), Some(2), "{cut}");
         }
-        for len in 0..64 {
+        for len in 0..80 {
             let noise = vec![0xff; len];
             assert_eq!(entries(&noise).is_some(), len % 17 == 0);
-            assert_eq!(digest(&noise).is_some(), len == 32);
+            assert_eq!(digest(&noise).is_some(), len == 72);
             assert_eq!(read_record(&noise), None);
         }
     }

@@ -5,7 +5,7 @@
 --
 -- What still counts is taken out of its node's digest, so that a node given up too early finds out what it lost. A digest
 -- that falls to nothing goes too: names that never come back leave nothing behind.
-local RECORD, ENTRY, DIGEST, MODULUS = 17, 33, 32, 2 ^ 48
+local RECORD, ENTRY, DIGEST, MODULUS = 17, 33, 72, 2 ^ 48
 
 local bucket, entries = KEYS[1], ARGV[1]
 local values, digests, reaped = {}, {}, 0
@@ -23,6 +23,7 @@ for at = 1, #entries, ENTRY do
         local weight = struct.unpack('<I5', key, 2) * (tiers + 1)
         sum = (sum + MODULUS - weight) % MODULUS
         digests[node] = string.sub(held, 1, 16) .. struct.pack('>I8I8', math.max(count - 1, 0), sum)
+          .. string.sub(held, 33)
       end
       break
     end

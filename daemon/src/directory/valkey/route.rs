@@ -62,6 +62,9 @@ struct Pending {
     to: Option<(Arc<Server>, bool)>,
 }
 
+/// Operations for one server.
+type Group = (Arc<Server>, Vec<Pending>);
+
 /// What an error in answer to one command means.
 enum Verdict {
     To(Address, bool),
@@ -148,9 +151,9 @@ impl Router {
         server
     }
 
-    fn group(&self, ops: &[Op], pending: Vec<Pending>) -> Result<Vec<(Arc<Server>, Vec<Pending>)>, DirectoryError> {
+    fn group(&self, ops: &[Op], pending: Vec<Pending>) -> Result<Vec<Group>, DirectoryError> {
         let known = self.known.lock();
-        let mut groups: BTreeMap<Address, (Arc<Server>, Vec<Pending>)> = BTreeMap::new();
+        let mut groups: BTreeMap<Address, Group> = BTreeMap::new();
         for one in pending {
             let slot = ops[one.index].slot;
             let owner = known.map.range(..=slot).next_back().filter(|(_, (last, _))| slot <= *last);
