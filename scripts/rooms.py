@@ -26,11 +26,11 @@ FOLDERS = [
     ("simulator/src", "`kvtier-simulator`: the same core over virtual time"),
 ]
 PLACES = [
-    ("proto/kvtier/v1/", "the protocol: `types`, `engine` (Unix socket only), `control`"),
+    ("proto/kvtier/v1/", "the protocol: `types`, `engine` (Unix socket only), `control`, `peer` (between nodes)"),
     ("connector-ffi/include/kvtier.h", "the C header, generated"),
-    ("tests/", "end to end: real processes, real vLLM, a real S3 server"),
+    ("tests/", "end to end: real processes, real vLLM, a real S3 server, a real directory"),
     ("benches/", "benchmarks"),
-    ("deploy/", "Helm chart, dashboards"),
+    ("deploy/", "Helm chart, Containerfile, and their checks"),
     ("scripts/", "what `make` runs; `test.sh` and `summarize.py` count the tests"),
     (".ci/", "what decides whether a change lands: `run`, the dependency rule, the house rules"),
 ]

@@ -78,7 +78,8 @@ impl Table {
         flat.take(limit).collect()
     }
 
-    /// Removes an entry if it is still exactly this one: how entries of dead editions are reaped.
+    /// Removes an entry if it is still exactly this one: how entries of dead editions are reaped. One that still counts
+    /// leaves the digest, so that a node taken for dead too early learns what it lost.
     pub fn remove(&mut self, key: &DirectoryKey, replica: &Replica) -> bool {
         let Some(of_key) = self.entries.get_mut(key) else { return false };
         let same = of_key.get(&replica.node) == Some(&(replica.edition, replica.tiers));
@@ -86,6 +87,13 @@ impl Table {
             of_key.remove(&replica.node);
             if of_key.is_empty() {
                 self.entries.remove(key);
+            }
+            let at = (replica.node, key.bucket());
+            if let Some(held) = self.held.get_mut(&at).filter(|held| held.edition == replica.edition) {
+                held.digest.count(key, replica.tiers, Tiers::NONE);
+                if held.digest.count == 0 {
+                    self.held.remove(&at);
+                }
             }
         }
         same
