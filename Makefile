@@ -20,6 +20,9 @@ sim-faults: deps ## the cluster's protocols under seeded faults (SEEDS=1000)
 	@cargo build --locked -p kvtier-simulator
 	@target/debug/kvtier-sim faults --seeds $(or $(SEEDS),1000)
 
+demo-cluster: deps ## four nodes in network namespaces, S3, Valkey: peers, a lost directory, a cut link, kill -9 of all
+	@bash scripts/demo-cluster.sh
+
 run: deps ## kvtierd in the foreground, with CONFIG=file.toml or a small config of its own
 	@bash scripts/run.sh "$(CONFIG)"
 

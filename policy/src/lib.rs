@@ -8,7 +8,7 @@
 //! - No I/O, no clock, no randomness, no async, no hash maps with random order.
 //! - A block is visible to lookups only once sealed, and only while every shard of it has a replica.
 //! - No inner block of a prefix leaves a tier before its descendants (groups that need their ancestors).
-//! - A leased block's frame is not given back.
+//! - A leased block's frame is not given back, unless its bytes turned out to be wrong: then nobody should read on.
 //!
 //! *Bounds*: see the constants of [`limits`].
 #![forbid(unsafe_code)]

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kvtier_types::{Instant, NodeNumber, Tier};
+use kvtier_types::{Edition, Instant, NodeNumber, Tier};
 
 use crate::directory::{NodeRecord, NodeState, Replica};
 use crate::limits::MAX_NODES;
@@ -40,13 +40,16 @@ impl Member {
 pub struct Members {
     own: Option<NodeNumber>,
     nodes: BTreeMap<NodeNumber, Member>,
+    /// The latest edition heard of each node, of those too that are gone: a directory with an old state may tell of
+    /// former lives.
+    latest: BTreeMap<NodeNumber, Edition>,
 }
 
 impl Members {
     /// The members of a cluster but `own`.
     #[must_use]
     pub const fn new(own: NodeNumber) -> Self {
-        Self { own: Some(own), nodes: BTreeMap::new() }
+        Self { own: Some(own), nodes: BTreeMap::new(), latest: BTreeMap::new() }
     }
 
     /// Takes the directory's word for who lives. A record of an older edition than one known does not replace it.
@@ -57,6 +60,9 @@ impl Members {
             if Some(number) == self.own {
                 continue;
             }
+            if self.latest.get(&number).is_some_and(|latest| *latest > record.edition) && !known.contains_key(&number) {
+                continue;
+            }
             let former = known.remove(&number);
             let member = match former {
                 Some(former) if former.record.edition > record.edition => former,
@@ -65,8 +71,20 @@ impl Members {
                 }
                 _ => Member { record: record.clone(), failures: 0, paused_until: Instant::ZERO },
             };
+            if self.latest.len() < MAX_NODES * 2 || self.latest.contains_key(&number) {
+                self.latest.insert(number, member.record.edition);
+            }
             self.nodes.insert(number, member);
         }
+        if self.latest.len() >= MAX_NODES * 2 {
+            self.latest.retain(|number, _| self.nodes.contains_key(number));
+        }
+    }
+
+    /// Whether a later life of a node was heard of.
+    #[must_use]
+    pub fn is_over(&self, node: NodeNumber, incarnation: u64) -> bool {
+        self.latest.get(&node).is_some_and(|latest| latest.incarnation() > incarnation)
     }
 
     /// A node's entry.
@@ -158,6 +176,10 @@ mod tests {
         assert!(members.current(&replica("a", new, Tier::Host)), "a stale record does not bring a former life back");
         members.heard(&[]);
         assert!(!members.current(&replica("a", new, Tier::Host)));
+        members.heard(&[record("a", old)]);
+        assert!(!members.current(&replica("a", old, Tier::Host)), "not even when the node was gone in between");
+        let number = NodeId::new("a").unwrap().number();
+        assert!(members.is_over(number, 1) && !members.is_over(number, 2));
     }
 
     #[test]

@@ -222,6 +222,8 @@ impl<D> PeerSession<D> {
     /// The core gave a shard up: its end need not be told.
     pub fn cancel(&mut self, now: Instant, id: MoveId) {
         self.queue.retain(|w| w.id != id);
+        // It may have ended in the same instant.
+        self.actions.retain(|a| !matches!(a, SessionAction::Ended { id: ended, .. } if *ended == id));
         for export in self.exports.values_mut() {
             export.asked.retain(|w| w.id != id);
             if let Some(reading) = export.reading.get_mut(&id)

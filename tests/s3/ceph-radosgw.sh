@@ -10,6 +10,8 @@
 #
 # Keys are ak / sk, the bucket is kvtier-test. Only processes whose pid files lie in DIR/run are ever signalled.
 set -u
+# Where the gateway listens: an address that others reach, when they run in network namespaces.
+ADDRESS=${KVTIER_S3_ADDRESS:-127.0.0.1}
 BUCKET=kvtier-test
 ATTEMPTS=20
 
@@ -70,7 +72,7 @@ osd_objectstore = memstore
 memstore_device_bytes = 4294967296
 osd_max_write_size = 128
 [client.rgw]
-rgw_frontends = beast endpoint=127.0.0.1:$s3
+rgw_frontends = beast endpoint=$ADDRESS:$s3
 rgw_run_sync_thread = false
 rgw_enable_gc_threads = false
 rgw_enable_lc_threads = false
@@ -80,7 +82,7 @@ C
 
 write_env() {
   cat > "$1/env" <<C
-export KVTIER_TEST_S3=http://127.0.0.1:$2
+export KVTIER_TEST_S3=http://$ADDRESS:$2
 export KVTIER_TEST_S3_BUCKET=$BUCKET
 export KVTIER_TEST_S3_ACCESS_KEY=ak
 export KVTIER_TEST_S3_SECRET_KEY=sk

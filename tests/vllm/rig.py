@@ -16,6 +16,9 @@ SYSTEM_TOKENS, TAIL_TOKENS, PROMPTS = 512, 200, 3
 class Daemon:
     """kvtierd with a small cache below `home`."""
 
+    # What the daemon's command begins with: `ip netns exec NAME` for one in a network namespace.
+    inside: tuple = ()
+
     def __init__(self, target: Path, home: Path):
         self.target, self.home, self.process = target, home, None
         self.socket = home / "kvtierd.sock"
@@ -28,7 +31,10 @@ class Daemon:
     def start(self) -> None:
         with open(self.home / "kvtierd.log", "ab") as log:
             self.process = subprocess.Popen(
-                [self.target / "kvtierd", "--config", self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self.inside, self.target / "kvtierd", "--config", self.config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         self.wait("answer", lambda: self.status() is not None)
 
@@ -74,10 +80,10 @@ def prompts() -> list:
     return [system + [7 + (17 * n + 31 * p) % 250 for n in range(TAIL_TOKENS)] for p in range(PROMPTS)]
 
 
-def start_engine(model: Path, home: Path, name: str, where: list) -> subprocess.Popen:
-    """Starts an engine that answers `prompts()`; its answers go to NAME.json, its log to NAME.log."""
+def start_engine(model: Path, home: Path, name: str, where: list, ask: list | None = None) -> subprocess.Popen:
+    """Starts an engine that answers `ask`, or `prompts()`; its answers go to NAME.json, its log to NAME.log."""
     asked, out = home / "prompts.json", home / f"{name}.json"
-    asked.write_text(json.dumps(prompts()))
+    asked.write_text(json.dumps(ask or prompts()))
     command = [sys.executable, ENGINE, "--model", model, "--prompts", asked, "--out", out, *where]
     with open(home / f"{name}.log", "wb") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -242,3 +242,24 @@ fn a_node_that_leaves_gives_its_only_copies_to_another() {
     assert_eq!(pair.reader.core.tier_use(Tier::Host).bytes, 2 * BLOCK);
     assert_eq!(pair.reader.core.catalog_size().0, 2);
 }
+
+#[test]
+fn a_source_restarted_since_it_was_found_is_not_asked() {
+    let mut pair = Pair::new(1);
+    pair.owner.write(&[1, 2]);
+    pair.publish();
+    pair.gossip();
+    // There is room for one: the other waits.
+    let lease = pair.lookup("a", &[1, 2]);
+    assert_eq!(pair.fetches().len(), 1);
+    pair.owner.core.join(&pair.names[0], 2);
+    pair.gossip();
+    pair.reader.core.frames_grew();
+    pair.reader.core.release(
+        pair.reader.who,
+        "a",
+        ReleaseReport { local_tokens: 0, claimed_tokens: 0, lost_tokens: 0 },
+    );
+    assert_eq!(pair.fetches().len(), 0);
+    assert!(pair.reader.core.collect(lease).is_err());
+}

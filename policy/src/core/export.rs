@@ -232,10 +232,7 @@ impl Core {
 
     /// What a node's former lives had leased: it cannot be reading it any more.
     pub(super) fn drop_exports_of_former_lives(&mut self) {
-        let dead = |hold: &Hold| {
-            let now_known = self.members.get(hold.peer).map(|m| m.record.edition.incarnation());
-            now_known.is_some_and(|current| current > hold.peer_incarnation)
-        };
+        let dead = |hold: &Hold| self.members.is_over(hold.peer, hold.peer_incarnation);
         let over: Vec<LeaseId> = self.exports.iter().filter(|(_, h)| dead(h)).map(|(id, _)| *id).collect();
         for lease in over {
             self.release_export(lease);

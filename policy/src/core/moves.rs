@@ -87,8 +87,12 @@ impl Core {
     /// Puts a block in the queue for a tier. Answers whether it is there now.
     pub(super) fn queue_offload_to(&mut self, id: BlockId, to: Tier) -> bool {
         let entry = self.catalog.get(id);
-        let copied = if to == Tier::Disk { entry.disk.is_some() } else { entry.object.is_some() };
-        if entry.flags.has(Flags::QUEUED | Flags::DOOMED) || copied || !entry.resident(Tier::Host) {
+        let (copied, moving) = match to {
+            Tier::Disk => (entry.disk.is_some(), Flags::TO_DISK),
+            _ => (entry.object.is_some(), Flags::TO_OBJECT),
+        };
+        // One movement at a time to one tier: what ends first must not end the other.
+        if entry.flags.has(Flags::QUEUED | Flags::DOOMED | moving) || copied || !entry.resident(Tier::Host) {
             return false;
         }
         self.catalog.update(id, |e| e.flags.set(Flags::QUEUED, true));

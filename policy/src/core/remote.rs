@@ -163,6 +163,7 @@ impl Core {
         let limits = self.config.fetch;
         while self.fetching.count < limits.max_fetches && self.fetching.bytes < limits.max_bytes {
             let Some(&id) = self.fetches.front() else { return };
+            self.skip_former_lives(id);
             let entry = self.catalog.get(id);
             let wanted =
                 self.waiters.contains_key(&id) && entry.flags.has(Flags::REMOTE) && !entry.flags.has(Flags::DOOMED);
@@ -186,6 +187,20 @@ impl Core {
             self.fetching.start(bytes);
             let deadline = started + limits.deadline;
             self.actions.push_back(Action::Fetch { id: move_id, key, from: source, into, bytes, deadline });
+        }
+    }
+
+    /// A source that was restarted since it was found has nothing under that name any more.
+    fn skip_former_lives(&mut self, id: BlockId) {
+        let members = &self.members;
+        let over = |source: &Source| match source {
+            Source::Floor => false,
+            Source::Peer { node, incarnation } => members.is_over(*node, *incarnation),
+        };
+        if let Some(remote) = self.catalog.remotes.get_mut(&id) {
+            while remote.untried.front().is_some_and(over) {
+                remote.untried.pop_front();
+            }
         }
     }
 

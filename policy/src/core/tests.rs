@@ -371,3 +371,34 @@ fn a_second_layout_for_one_engine_is_refused() {
     };
     assert!(matches!(b.core.reserve(NOW, &far), Err(CoreError::UnknownGroup { .. })));
 }
+
+#[test]
+fn a_block_read_while_it_is_offloaded_is_offloaded_once() {
+    let mut b = Bench::new(4, true);
+    b.core.config.object = true;
+    b.write(&[1]);
+    let offload = |action| match action {
+        Action::Offload { id, to, .. } => Some((id, to)),
+        _ => None,
+    };
+    let first: Vec<_> = std::iter::from_fn(|| b.core.poll_action()).filter_map(offload).collect();
+    assert_eq!(first.len(), 1);
+    b.lookup("r", &[1]);
+    let report = LoadReport {
+        key: key(1),
+        shard: 0,
+        source: Origin::Tier(Tier::Host),
+        generation: 1,
+        result: LoadResult::Loaded,
+    };
+    b.core.report_loads(b.who, "r", &[report]).unwrap();
+    b.release("r", 16, 0);
+    assert_eq!(b.core.poll_action(), None, "it is on its way to disk already");
+    let at = Location { segment: 0, offset: 0 };
+    b.core.moved(first[0].0, MoveEnd::Done(Some(at)));
+    let second: Vec<_> = std::iter::from_fn(|| b.core.poll_action()).filter_map(offload).collect();
+    assert!(matches!(second[..], [(_, Tier::Object)]), "having been read, it goes on: {second:?}");
+    b.core.apply_evict(&[key(1)], &[]);
+    b.core.moved(second[0].0, MoveEnd::Done(Some(at)));
+    assert_eq!(b.core.catalog_size().0, 0);
+}
