@@ -55,7 +55,9 @@ impl Core {
         }
         let bare = |id: &BlockId| {
             let e = self.catalog.get(*id);
-            e.disk.is_none() && e.object.is_none() && !e.flags.has(Flags::QUEUED)
+            // What was written below once, and had to go there, is not written again and again: a lower tier smaller than
+            // what waits above would never come to rest.
+            e.sequence == 0 && e.disk.is_none() && e.object.is_none() && !e.flags.has(Flags::QUEUED)
         };
         let rankings = self.catalog.pools().of_tier(Tier::Host);
         let next: Vec<BlockId> =
