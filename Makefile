@@ -13,9 +13,6 @@ deps: ## install what is missing to build and test
 demo: deps ## kvtierd and real vLLM on this machine: hits across kill -9, a flipped byte, changed weights
 	@bash scripts/demo.sh
 
-demo-cluster: deps ## four nodes, a directory, an S3 server and real vLLM: whatever dies, blocks are read
-	@bash scripts/demo-cluster.sh
-
 sim-faults: deps ## the cluster's protocols under seeded faults (SEEDS=1000)
 	@cargo build --locked -p kvtier-simulator
 	@target/debug/kvtier-sim faults --seeds $(or $(SEEDS),1000)

@@ -1,11 +1,22 @@
 #!/usr/bin/env bash
-# Four nodes, a directory, an S3 server and real vLLM engines on this machine: see demo_cluster.py for what is shown.
+# A cluster of kvtierd nodes and real vLLM engines on this machine: see demo_cluster.py for what is shown.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-bash scripts/install-deps.sh s3 cluster
+bash scripts/install-deps.sh s3
+missing=()
+command -v redis-server > /dev/null || missing+=(redis-server)
+command -v ip > /dev/null || missing+=(iproute2)
+command -v tc > /dev/null || missing+=(iproute2)
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing ${missing[*]}"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 < /dev/null ||
+    die "missing: ${missing[*]}: become root, or install them"
+fi
+
 say "building kvtierd, kvtier and libkvtier.so"
 cargo build --locked -p kvtierd -p kvtier-cli -p kvtier-connector-ffi
 need_vllm || die "the vLLM environment could not be made: see above"
 [ -f tests/vllm/env.sh ] && . tests/vllm/env.sh
-KVTIER_LIBRARY=$TARGET/debug/libkvtier.so exec "$VLLM_PYTHON" scripts/demo_cluster.py --target "$TARGET/debug" --model "$VLLM_DIR/tiny-llama"
+KVTIER_LIBRARY=$TARGET/debug/libkvtier.so exec "$VLLM_PYTHON" scripts/demo_cluster.py \
+  --target "$TARGET/debug" --model "$VLLM_DIR/tiny-llama"

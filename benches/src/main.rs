@@ -6,15 +6,22 @@
 //! disk       the disk tier's writes and reads                                       against a bare io_uring loop
 //! catalog    daemon memory per block                                                against a bound
 //! start      a large arena, and a restart over a full disk                          against bounds
+//! tcp        reads of peers' blocks over loopback                                   against plain sockets
+//! ucx        reads of another process's blocks                                      against ucx_perftest
+//! directory  1,000 keys located in Valkey or Redis, one server and three            against bounds and a plain multi-get
+//! cluster    a prefix written on one node and looked up on another                  against a bound
 //! ```
 //! *Fairness*: both sides of a ratio use the same buffers, prefaulted, over at least eight times the last-level cache, with
 //! as many threads, in files of the same state, in rounds that alternate. The table has the median of the rounds' ratios and
 //! their spread. Checksums are on: they are what the subject does more than the baseline.
 
 mod catalog;
+mod cluster;
 mod daemon;
+mod directory;
 mod disk;
 mod engine;
+mod frames;
 mod lookup;
 mod machine;
 mod raw;
@@ -22,7 +29,9 @@ mod report;
 mod session;
 mod start;
 mod stats;
+mod tcp;
 mod transfer;
+mod ucx;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +59,9 @@ struct Args {
     /// Directory for daemons and stores, on the disk to be measured; what is made in it is deleted.
     #[arg(long, default_value = "target")]
     scratch: PathBuf,
+    /// Serves frames to another process of this program: UCX's transports, bytes of a frame, frames.
+    #[arg(long, hide = true, num_args = 3)]
+    ucx_owner: Vec<String>,
 }
 
 /// What can be run by itself.
@@ -60,6 +72,10 @@ enum Group {
     Lookup,
     Disk,
     Start,
+    Tcp,
+    Ucx,
+    Directory,
+    Cluster,
 }
 
 /// What every benchmark is given.
@@ -81,12 +97,16 @@ impl Setting {
 type Bench = fn(&Setting, &mut Report) -> anyhow::Result<()>;
 
 /// The catalog goes first: it measures this process's own growth.
-const BENCHES: [(Group, Bench); 5] = [
+const BENCHES: [(Group, Bench); 9] = [
     (Group::Catalog, catalog::run),
     (Group::Transfer, transfer::run),
     (Group::Lookup, lookup::run),
     (Group::Disk, disk::run),
     (Group::Start, start::run),
+    (Group::Tcp, tcp::run),
+    (Group::Ucx, ucx::run),
+    (Group::Directory, directory::run),
+    (Group::Cluster, cluster::run),
 ];
 
 fn main() -> ExitCode {
@@ -100,6 +120,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if let [tls, bytes, frames] = args.ucx_owner.as_slice() {
+        ucx::own(&ucx::Terms { tls: tls.clone(), block: bytes.parse()?, frames: frames.parse()? })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     std::fs::create_dir_all(&args.scratch)?;
     let parent = args.scratch.canonicalize()?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(parent).context("scratch directory")?;

@@ -15,7 +15,7 @@ use crate::stats::{Round, Summary};
 pub(crate) enum Floor {
     /// The ratio to the baseline must be at least this.
     Ratio(f64),
-    /// The value must be at most this.
+    /// The value, or the time as a multiple of the baseline's, must be at most this.
     AtMost(f64),
     /// Shown only.
     None,
@@ -51,6 +51,23 @@ impl Row {
             unit: "GB/s",
             subject: rate(|r| r.subject_s),
             baseline: Some(rate(|r| r.baseline_s)),
+            baseline_name,
+            ratio: Some(ratio),
+            floor,
+            pass,
+        }
+    }
+
+    /// Work whose time may be at most so many times the baseline's.
+    pub(crate) fn times(name: &str, rounds: &[Round], baseline_name: &'static str, floor: Floor) -> Self {
+        let micros = |seconds: fn(&Round) -> f64| Summary::of(rounds.iter().map(|r| seconds(r) * 1e6).collect());
+        let ratio = Summary::of(rounds.iter().map(|r| 1.0 / r.ratio()).collect());
+        let pass = if let Floor::AtMost(most) = floor { Some(ratio.median <= most) } else { None };
+        Self {
+            name: name.to_owned(),
+            unit: "us",
+            subject: micros(|r| r.subject_s),
+            baseline: Some(micros(|r| r.baseline_s)),
             baseline_name,
             ratio: Some(ratio),
             floor,

@@ -115,8 +115,11 @@ impl World {
     }
 
     pub(crate) fn fetch_ended(&mut self, n: usize, id: MoveId, end: FetchEnd) {
-        // Its end was on its way when the core gave it up.
-        let Some(fetching) = self.live(n).fetching.remove(&id) else { return };
+        let Some(fetching) = self.live(n).fetching.remove(&id) else {
+            let what = format_args!("node {n}: fetch {id:?} ended twice, or after it was given up");
+            self.fail("every-operation-ends", what);
+            return;
+        };
         let peer = matches!(fetching.source, Source::Peer { .. });
         self.stats.count(
             if peer { "fetches from peers" } else { "fetches from packs" },

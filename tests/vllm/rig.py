@@ -46,7 +46,8 @@ class Daemon:
     def kvtier(self, *words: str):
         command = [self.target / "kvtier", "--address", f"unix://{self.socket}", "--json", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return json.loads(done.stdout) if done.returncode == 0 else None
+        # What was answered but is not complete is an answer too; without one there is no output.
+        return json.loads(done.stdout) if done.stdout.startswith("{") else None
 
     def status(self):
         return self.kvtier("status")

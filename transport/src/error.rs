@@ -22,7 +22,9 @@ pub enum TransportError {
         what: &'static str,
     },
     /// The peer speaks another version.
-    #[error("the peer speaks version {theirs} of the {kind} transport, this node {ours}: install one kvtier release on all nodes")]
+    #[error(
+        "the peer speaks version {theirs} of the {kind} transport, this node {ours}: install one kvtier release on all nodes"
+    )]
     Version {
         /// Transport.
         kind: &'static str,
