@@ -30,6 +30,8 @@ pub fn execute_all(node: &Arc<Node>, actions: Vec<Action>) {
             Action::Fetch { id, key, from, into, bytes, deadline } => {
                 fetches.push(Fetch { id, key, from, into, bytes, deadline });
             }
+            // What was given up before it began: its frame is another's by now.
+            Action::CancelFetch { id } if fetches.iter().any(|f| f.id == id) => fetches.retain(|f| f.id != id),
             other => execute(node, other),
         }
     }

@@ -179,7 +179,9 @@ impl Node {
         let result = {
             let mut core = self.core.lock();
             let held = StdInstant::now();
-            let result = call(&mut core, self.now());
+            let now = self.now();
+            core.tell_time(now);
+            let result = call(&mut core, now);
             actions.extend(std::iter::from_fn(|| core.poll_action()));
             unpublished = core.publication_state().0 > 0;
             let nanos = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);

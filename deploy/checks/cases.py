@@ -48,8 +48,7 @@ EVERYTHING = {
 GOOD = {
     "external valkey": {"directory": {"kind": "external", "url": "valkey://valkey.infra:6379"}},
     "external cluster with a password": {
-        "directory": {"kind": "external", "url": "redis+cluster://user:secret@h1:6379,h2:6379"},
-        "configIn": "Secret",
+        "directory": {"kind": "external", "url": "redis+cluster://h1:6379,h2:6379", "passwordSecret": {"name": "valkey"}},
     },
     "embedded directory": {"directory": {"kind": "embedded"}, "networkPolicy": {"enabled": True}},
     "everything": EVERYTHING,
@@ -68,7 +67,7 @@ BAD = {
     "another scheme of the directory": ({"directory": {"kind": "external", "url": "http://valkey"}}, "url"),
     "an external directory without url": ({"directory": {"kind": "external"}}, "url"),
     "a url that is not used": ({"directory": {"kind": "bundled", "url": "redis://a:1"}}, "url"),
-    "a password in a ConfigMap": ({"directory": {"kind": "external", "url": "redis://u:p@h:1"}}, "configIn"),
+    "a password in the URL": ({"directory": {"kind": "external", "url": "redis://u:p@h:1"}}, "passwordSecret"),
     "capabilities without root": ({"security": {"addCapabilities": ["IPC_LOCK"]}}, "uid"),
     "a capability that is too much": ({"security": {"uid": 0, "addCapabilities": ["SYS_ADMIN"]}}, "addCapabilities"),
     "a relative path": ({"run": {"hostPath": "run/kvtier"}}, "hostPath"),

@@ -148,8 +148,8 @@ struct Reading {
 
 #[derive(Debug)]
 struct Export {
-    /// Shards of an export not yet answered.
-    asked: Vec<Wanted>,
+    /// Shards of an export not yet answered, in the order asked; `None` for those given up meanwhile.
+    asked: Vec<Option<Wanted>>,
     /// Reads under way.
     reading: BTreeMap<MoveId, Reading>,
     granted: bool,
@@ -225,7 +225,9 @@ impl<D> PeerSession<D> {
         // It may have ended in the same instant.
         self.actions.retain(|a| !matches!(a, SessionAction::Ended { id: ended, .. } if *ended == id));
         for export in self.exports.values_mut() {
-            export.asked.retain(|w| w.id != id);
+            for slot in &mut export.asked {
+                slot.take_if(|w| w.id == id);
+            }
             if let Some(reading) = export.reading.get_mut(&id)
                 && !reading.told
             {
@@ -266,7 +268,7 @@ impl<D> PeerSession<D> {
         self.exports.insert(
             export,
             Export {
-                asked: shards,
+                asked: shards.into_iter().map(Some).collect(),
                 reading: BTreeMap::new(),
                 granted: false,
                 answer_by: now + answer,
@@ -281,15 +283,18 @@ impl<D> PeerSession<D> {
 
     /// The peer's answer to an export, one for each shard asked. A late one releases what it grants.
     pub fn granted(&mut self, now: Instant, export: ExportNumber, answers: Vec<Granted<D>>) {
+        // A peer that answers with fewer than were asked has the others not.
+        let mut answers = answers.into_iter();
         let Some(open) = self.exports.get_mut(&export).filter(|e| !e.granted) else {
             self.actions.push_back(SessionAction::Release { export });
             return;
         };
         open.granted = true;
-        let whole = answers.len() == open.asked.len();
-        for (shard, answer) in std::mem::take(&mut open.asked).into_iter().zip(answers) {
+        for shard in std::mem::take(&mut open.asked) {
+            let answer = answers.next().flatten();
+            let Some(shard) = shard else { continue };
             let fits = |meta: &RecordMeta| meta.key == shard.key && meta.bytes == shard.bytes;
-            match answer.filter(|(_, meta)| whole && fits(meta)) {
+            match answer.filter(|(_, meta)| fits(meta)) {
                 Some((at, meta)) => {
                     let deadline = open.lease_ends.min(shard.deadline);
                     let expect = meta.expect();
@@ -318,7 +323,7 @@ impl<D> PeerSession<D> {
     fn fail_asked(&mut self, export: ExportNumber, end: FetchEnd) {
         let Some(open) = self.exports.remove(&export) else { return };
         self.asked_bytes -= open.bytes;
-        for shard in open.asked {
+        for shard in open.asked.into_iter().flatten() {
             self.actions.push_back(SessionAction::Ended { id: shard.id, end: end.clone() });
         }
     }

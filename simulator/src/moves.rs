@@ -59,6 +59,10 @@ impl World {
                     }
                 }
             } else {
+                if let Action::CancelFetch { id } = action {
+                    // It may have been wanted in the same call.
+                    wants.values_mut().for_each(|shards| shards.retain(|w| w.id != id));
+                }
                 self.act(n, action);
             }
         }

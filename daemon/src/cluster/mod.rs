@@ -33,7 +33,7 @@ pub use locate::locate_missing;
 pub use transports::Transports;
 
 use crate::config::Config;
-use crate::directory::{Directory, EmbeddedDirectory, ValkeyConfig, ValkeyDirectory};
+use crate::directory::{Directory, EmbeddedDirectory, ValkeyDirectory};
 use crate::node::Node;
 use peers::Peers;
 
@@ -100,14 +100,7 @@ impl Cluster {
         let directory: Arc<dyn Directory> = if config.cluster.is_embedded() {
             Arc::new(EmbeddedDirectory::default())
         } else {
-            let settings = ValkeyConfig {
-                url: config.cluster.directory.clone(),
-                prefix: config.cluster.prefix.clone(),
-                user: None,
-                password_env: config.cluster.password_env.clone(),
-                timeout: config.cluster.directory_timeout.0,
-            };
-            Arc::new(ValkeyDirectory::open(&settings)?)
+            Arc::new(ValkeyDirectory::open(&config.valkey())?)
         };
         let transports = Transports::open(config).await?;
         let shared = config.object.enabled && !config.cluster.is_embedded();

@@ -119,14 +119,17 @@ async fn open_tcp(config: &Config) -> Result<TcpTransport, String> {
 
 /// UCX pays where there is RDMA; over plain TCP our own framing is faster.
 fn open_ucx(config: &Config) -> Result<UcxTransport, String> {
+    // An empty text is how templates say that nothing was chosen.
+    let chosen = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
     let rdma = devices::discover(Path::new("/sys"));
-    if rdma.usable_ports().next().is_none() && config.transport.ucx_tls.is_none() {
+    let tls = chosen(&config.transport.ucx_tls);
+    if rdma.usable_ports().next().is_none() && tls.is_none() {
         return Err("no RDMA port is active here; set transport.ucx_tls to use UCX over something else".into());
     }
     let ucx = UcxConfig {
-        library: config.transport.ucx_library.clone(),
-        tls: config.transport.ucx_tls.clone(),
-        net_devices: config.transport.ucx_net_devices.clone(),
+        library: config.transport.ucx_library.clone().filter(|path| !path.as_os_str().is_empty()),
+        tls,
+        net_devices: chosen(&config.transport.ucx_net_devices),
         ..UcxConfig::default()
     };
     UcxTransport::start(ucx).map_err(|e| e.to_string())

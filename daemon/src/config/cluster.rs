@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Config, ConfigError};
+use crate::directory::{ValkeyConfig, ValkeyDirectory};
 use crate::units::{ByteSize, Span};
 
 /// The cluster this node is part of.
@@ -118,10 +119,15 @@ impl Config {
         if cluster.is_embedded() {
             return Ok(());
         }
-        let schemes = ["redis://", "valkey://", "redis+cluster://", "valkey+cluster://"];
+        let schemes = ["redis://", "valkey://", "redis+cluster://"];
         if !schemes.iter().any(|scheme| cluster.directory.starts_with(scheme)) {
             let reason = format!("{:?} is neither embedded nor one of {}...", cluster.directory, schemes.join("..., "));
             return field("cluster.directory", reason);
+        }
+        // The password need not be at hand where a configuration is only checked.
+        let without_password = ValkeyConfig { password_env: None, ..self.valkey() };
+        if let Err(bad) = ValkeyDirectory::open(&without_password) {
+            return field("cluster.directory", bad.to_string());
         }
         if transport.order.is_empty() {
             return field("transport.order", "at least one of ucx, tcp".into());
@@ -145,6 +151,18 @@ impl Config {
             return field("transport.lease", "must be 2s to 60s".into());
         }
         Ok(())
+    }
+
+    /// The directory client's part.
+    #[must_use]
+    pub fn valkey(&self) -> ValkeyConfig {
+        ValkeyConfig {
+            url: self.cluster.directory.clone(),
+            prefix: self.cluster.prefix.clone(),
+            user: None,
+            password_env: self.cluster.password_env.clone(),
+            timeout: self.cluster.directory_timeout.0,
+        }
     }
 
     /// Host under which peers reach this node.

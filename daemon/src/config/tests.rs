@@ -25,6 +25,13 @@ fn mistakes_are_named() {
         ("[object]\nenabled = true\nurl = \"ftp://x\"", "object.url"),
         ("[offload]\nmode = \"lazy\"", "offload.mode"),
         ("[limits]\nlookup = \"2h\"", "limits.lookup"),
+        ("[object]\nwrite = \"some\"", "object.write"),
+        ("[transport]\norder = [\"rdma\"]", "transport.order"),
+        ("[cluster]\ndirectory = \"http://h:1\"", "cluster.directory"),
+        ("[cluster]\ndirectory = \"redis://u:secret@h:1\"", "cluster.directory"),
+        ("[cluster]\ndirectory = \"redis://h:1\"\nlisten = \"0.0.0.0:1\"", "cluster.advertise"),
+        ("[cluster]\ndirectory = \"redis://h:1\"\nheartbeat = \"1ms\"", "cluster.heartbeat"),
+        ("[cluster]\ndirectory = \"redis://h:1\"\n[transport]\nlease = \"1s\"", "transport.lease"),
     ];
     for (text, want) in cases {
         let err = parse(text).unwrap_err();

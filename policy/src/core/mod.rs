@@ -351,6 +351,11 @@ impl Core {
         }
     }
 
+    /// Tells the time, for what begins in calls that do not say it.
+    pub fn tell_time(&mut self, now: Instant) {
+        self.clock = self.clock.max(now);
+    }
+
     /// The next thing to do, until there is none.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()

@@ -93,6 +93,7 @@ impl Core {
 
     /// Reaps what has outlived its time. Returns the attachments that were reaped.
     pub fn expire(&mut self, now: Instant) -> Vec<AttachmentId> {
+        self.tell_time(now);
         let ttl = self.config.attachment_ttl;
         let silent: Vec<AttachmentId> =
             self.attachments.iter().filter(|(_, a)| a.seen + ttl <= now).map(|(id, _)| *id).collect();
@@ -109,7 +110,6 @@ impl Core {
             self.counts.reaped_reservations += 1;
             self.abandon(id);
         }
-        self.clock = self.clock.max(now);
         self.expire_exports(now);
         self.expire_fetches(now);
         self.pump();

@@ -179,3 +179,28 @@ fn every_shard_ends_once() {
         assert!(ends.values().all(|n| *n == 1), "seed {seed}: {ends:?}");
     }
 }
+
+#[test]
+fn a_shard_given_up_before_the_answer_costs_the_others_nothing() {
+    let mut session = PeerSession::new(SessionConfig { window_bytes: 1_000, ..config() });
+    let shards: Vec<Wanted> = (1..=3).map(|n| wanted(n, 100)).collect();
+    session.want_all(at(0), shards.clone());
+    drain(&mut session);
+    session.cancel(at(1), shards[0].id);
+    session.granted(at(2), ExportNumber(1), shards.iter().map(|w| Some((1, meta(w)))).collect());
+    let actions = drain(&mut session);
+    let reads = actions.iter().filter(|a| matches!(a, SessionAction::Read { .. })).count();
+    assert_eq!((reads, actions.len()), (2, 2), "{actions:?}");
+}
+
+#[test]
+fn a_short_answer_ends_every_shard() {
+    let mut session = PeerSession::new(SessionConfig { window_bytes: 1_000, ..config() });
+    let shards: Vec<Wanted> = (1..=3).map(|n| wanted(n, 100)).collect();
+    session.want_all(at(0), shards.clone());
+    drain(&mut session);
+    session.granted(at(1), ExportNumber(1), vec![Some((1, meta(&shards[0])))]);
+    let actions = drain(&mut session);
+    let gone = actions.iter().filter(|a| matches!(a, SessionAction::Ended { end: FetchEnd::Gone, .. })).count();
+    assert_eq!((gone, actions.len()), (2, 3), "{actions:?}");
+}

@@ -72,8 +72,8 @@ hugepages-2Mi: {{ include "kvtier.mebibytes" (include "kvtier.bytes" .Values.con
 {{- if eq .Values.directory.kind "bundled" -}}
 redis://{{ include "kvtier.fullname" . }}-directory.{{ .Release.Namespace }}.svc:6379
 {{- else if eq .Values.directory.kind "external" -}}
-{{- if and (contains "@" .Values.directory.url) (eq .Values.configIn "ConfigMap") -}}
-{{- fail "directory.url holds a password: set configIn to Secret" -}}
+{{- if contains "@" .Values.directory.url -}}
+{{- fail "directory.url holds a password: put it into a Secret and name that in directory.passwordSecret" -}}
 {{- end -}}
 {{- .Values.directory.url -}}
 {{- else -}}
@@ -127,6 +127,9 @@ embedded
 {{- if include "kvtier.clustered" . -}}
 {{- $_ := set $cluster "listen" (printf "%s:%d" $bind (int $ports.peer)) -}}
 {{- $_ := set $set "transport" (dict "tcp_listen" (printf "%s:%d" $bind (int $ports.data))) -}}
+{{- end -}}
+{{- if .Values.directory.passwordSecret.name -}}
+{{- $_ := set $cluster "password_env" "KVTIER_DIRECTORY_PASSWORD" -}}
 {{- end -}}
 {{- $_ := set $set "cluster" $cluster -}}
 {{- if .Values.hugepages.enabled -}}
