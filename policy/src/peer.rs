@@ -24,6 +24,9 @@ use kvtier_types::{Expect, Instant, RecordMeta, ShardKey};
 use crate::core::{FetchEnd, MoveId};
 use crate::limits::MAX_SHARDS_PER_EXPORT;
 
+/// Shards of the first export of an idle session.
+const FIRST_SHARDS: usize = 16;
+
 /// Bounds of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionConfig {
@@ -242,7 +245,9 @@ impl<D> PeerSession<D> {
         while self.exports.len() < self.config.max_exports.max(1) {
             let mut shards = Vec::new();
             let mut bytes = 0;
-            let limit = self.config.max_shards.clamp(1, MAX_SHARDS_PER_EXPORT);
+            // A short first one brings the first bytes while the rest is being asked for.
+            let most = if self.exports.is_empty() { FIRST_SHARDS } else { self.config.max_shards };
+            let limit = most.min(self.config.max_shards).clamp(1, MAX_SHARDS_PER_EXPORT);
             while let Some(next) = self.queue.front().filter(|_| shards.len() < limit) {
                 let first = self.asked_bytes == 0 && shards.is_empty();
                 if !first && self.asked_bytes + bytes + next.bytes > self.config.window_bytes {
