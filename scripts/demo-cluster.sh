@@ -3,17 +3,7 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-bash scripts/install-deps.sh s3
-missing=()
-command -v redis-server > /dev/null || missing+=(redis-server)
-command -v ip > /dev/null || missing+=(iproute2)
-command -v tc > /dev/null || missing+=(iproute2)
-if [ ${#missing[@]} -gt 0 ]; then
-  say "installing ${missing[*]}"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 < /dev/null ||
-    die "missing: ${missing[*]}: become root, or install them"
-fi
-
+bash scripts/install-deps.sh s3 cluster
 say "building kvtierd, kvtier and libkvtier.so"
 cargo build --locked -p kvtierd -p kvtier-cli -p kvtier-connector-ffi
 need_vllm || die "the vLLM environment could not be made: see above"

@@ -130,7 +130,8 @@ class Directory:
         self.home, self.address, self.port, self.process = home, address, free_port(address), None
 
     def start(self) -> None:
-        command = ["redis-server", "--bind", self.address, "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        server = shutil.which("valkey-server") or "redis-server"
+        command = [server, "--bind", self.address, "--port", str(self.port), "--save", "", "--appendonly", "no"]
         command += ["--protected-mode", "no", "--dir", str(self.home)]
         with open(self.home / "directory.log", "ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

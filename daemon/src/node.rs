@@ -183,7 +183,7 @@ impl Node {
             core.tell_time(now);
             let result = call(&mut core, now);
             actions.extend(std::iter::from_fn(|| core.poll_action()));
-            unpublished = core.publication_state().0 > 0;
+            unpublished = !core.publication_settled();
             let nanos = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.longest_hold_nanos.fetch_max(nanos, Ordering::Relaxed);
             result
@@ -211,6 +211,26 @@ impl Node {
     /// Reads the core; actions wait for the next call.
     pub fn read_core<R>(&self, read: impl FnOnce(&Core) -> R) -> R {
         read(&self.core.lock())
+    }
+
+    /// Waits until `done` says so, asking again whenever a movement ends, or until the deadline.
+    ///
+    /// # Errors
+    /// The first that `done` answers with.
+    pub async fn wait_until<E>(
+        &self,
+        deadline: tokio::time::Instant,
+        done: impl Fn(&Core) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        loop {
+            let moved = self.movement.notified();
+            tokio::pin!(moved);
+            // Before the look, so that no end in between is missed.
+            moved.as_mut().enable();
+            if self.read_core(&done)? || tokio::time::timeout_at(deadline, moved).await.is_err() {
+                return Ok(());
+            }
+        }
     }
 
     /// The longest the core's lock was held, since the last call.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
-use kvtier_types::{BlockKey, LayoutId, Location, NamespaceId, NodeNumber, ShardKey, TenantId, Tier};
+use kvtier_types::{BlockKey, LayoutId, Location, NamespaceId, NodeNumber, RecordMeta, ShardKey, TenantId, Tier};
 use rustc_hash::FxHashMap;
 
 use crate::directory::Tiers;
@@ -46,6 +46,18 @@ pub struct Scope {
     pub tenant: TenantId,
     /// Layout digest.
     pub layout: LayoutId,
+}
+
+impl Scope {
+    /// Of a record.
+    pub(crate) fn of(meta: &RecordMeta) -> Self {
+        Self {
+            namespace: meta.namespace,
+            model: meta.model.clone(),
+            tenant: meta.tenant.clone(),
+            layout: meta.key.layout,
+        }
+    }
 }
 
 impl Default for Scope {

@@ -28,7 +28,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Whether it failed lately and is left alone for now.
+    /// Whether it failed lately and is left alone for a while.
     #[must_use]
     pub fn paused(&self, now: Instant) -> bool {
         self.paused_until > now

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use kvtier_memory::PAGE_BYTES;
 use kvtier_policy::{
-    AnswerFrame, AttachSpec, AttachmentId, CoreError, FrameRef, LeaseId, LoadReport, LoadResult, LookupAnswer,
-    LookupRange, LookupRequest, ReleaseReport, Reservation, ReserveRequest, Role, SealOutcome, SealRequest,
+    AnswerFrame, AttachSpec, AttachmentId, CoreError, FrameRef, LoadReport, LoadResult, LookupAnswer, LookupRange,
+    LookupRequest, ReleaseReport, Reservation, ReserveRequest, Role, SealOutcome, SealRequest,
 };
 use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
 use kvtier_types::{FieldHasher, Namespace, Origin, TenantId};
@@ -137,7 +137,8 @@ impl v1::engine_server::Engine for EngineService {
         let located = cluster::locate_missing(&self.0, &lookup, deadline).await.map_err(|e| core_status(&e))?;
         let leased = self.0.with_core(|core, now| core.lookup_located(now, lookup, &located));
         let lease = leased.map_err(|e| core_status(&e))?;
-        self.wait_for_onboards(lease, until).await?;
+        let arrived = self.0.wait_until(until, |core| core.waiting(lease).map(|waiting| waiting == 0)).await;
+        arrived.map_err(|e| core_status(&e))?;
         let answer = self.0.with_core(|core, _| core.collect(lease)).map_err(|e| core_status(&e))?;
         Ok(Response::new(lookup_reply(&answer)))
     }
@@ -226,18 +227,6 @@ impl EngineService {
             let more = self.0.with_core(|core, now| core.reserve(now, &reserve)).map_err(|e| core_status(&e))?;
             answers.truncate(kept);
             answers.extend(more);
-        }
-    }
-
-    async fn wait_for_onboards(&self, lease: LeaseId, deadline: Instant) -> Result<(), Status> {
-        loop {
-            let moved = self.0.movement.notified();
-            tokio::pin!(moved);
-            moved.as_mut().enable();
-            let waiting = self.0.read_core(|core| core.waiting(lease)).map_err(|e| core_status(&e))?;
-            if waiting == 0 || timeout_at(deadline, moved).await.is_err() {
-                return Ok(());
-            }
         }
     }
 }

@@ -1,14 +1,15 @@
 //! `Peer`: what other nodes ask of this one. Not encrypted: the cluster's own network only.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::{ExportError, ExportRequest, Exported, LeaseId, MAX_EXPORT_TTL};
+use kvtier_policy::{Core, ExportError, ExportRequest, Exported, LeaseId, MAX_EXPORT_TTL};
 use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
 use kvtier_transport::{Exposure, Transport};
 use kvtier_types::{RecordMeta, ShardKey};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -121,17 +122,10 @@ impl v1::peer_server::Peer for PeerService {
 }
 
 impl PeerService {
+    /// Waits until nothing of a lease is on its way any more, or the time is over.
     async fn wait_for(&self, lease: LeaseId, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        loop {
-            let moved = self.node.movement.notified();
-            tokio::pin!(moved);
-            moved.as_mut().enable();
-            let waiting = self.node.read_core(|core| core.export_waiting(lease));
-            if waiting == 0 || timeout_at(deadline, moved).await.is_err() {
-                return;
-            }
-        }
+        let arrived = |core: &Core| Ok::<_, Infallible>(core.export_waiting(lease) == 0);
+        let Ok(()) = self.node.wait_until(Instant::now() + limit, arrived).await;
     }
 
     /// Makes frames readable. Registering memory may take a while, so it happens off the runtime.

@@ -155,7 +155,7 @@ impl Core {
             let durable = tiers.is_empty() || tiers.iter().any(|t| matches!(t, Tier::Disk | Tier::Object));
             for id in ids.into_iter().filter(|_| durable && outcome != Outcome::Rejected) {
                 // A movement under way may take any number given out so far.
-                plan.journal.push((self.shard_key_of(id), self.next_sequence - 1));
+                plan.journal.push((self.shard_key(self.catalog.get(id)), self.next_sequence - 1));
             }
         }
         plan
@@ -197,11 +197,6 @@ impl Core {
             entry.visible() && (tiers.is_empty() || tiers.iter().any(|t| entry.resident(*t)))
         });
         ids
-    }
-
-    fn shard_key_of(&self, id: BlockId) -> ShardKey {
-        let entry = self.catalog.get(id);
-        ShardKey { block: entry.key, layout: *self.catalog.layout_id(entry.layout), shard: entry.shard }
     }
 
     /// How full a tier is. Walks the catalog: for status, not for hot paths.

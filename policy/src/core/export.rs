@@ -280,12 +280,7 @@ impl Core {
         if self.catalog.scopes.len() > MAX_SCOPES {
             return None;
         }
-        let scope = Scope {
-            namespace: meta.namespace,
-            model: meta.model.clone(),
-            tenant: meta.tenant.clone(),
-            layout: meta.key.layout,
-        };
+        let scope = Scope::of(meta);
         let mut flags = Flags::default();
         flags.set(Flags::NEEDS_ANCESTORS, meta.needs_ancestors);
         flags.set(Flags::REMOTE, true);

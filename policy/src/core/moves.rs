@@ -399,12 +399,7 @@ impl Core {
             self.recover_again(id, tier, meta, at);
             return;
         }
-        let scope = Scope {
-            namespace: meta.namespace,
-            model: meta.model.clone(),
-            tenant: meta.tenant.clone(),
-            layout: meta.key.layout,
-        };
+        let scope = Scope::of(meta);
         let mut flags = Flags::default();
         flags.set(Flags::NEEDS_ANCESTORS, meta.needs_ancestors);
         let parent = meta.parent.as_ref().and_then(|p| self.catalog.find(p, layout, meta.key.shard));

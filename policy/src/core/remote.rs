@@ -267,11 +267,7 @@ impl Core {
     /// Gives up fetches that take too long: for another source's sake after the configured patience, else at their
     /// deadline.
     pub(super) fn expire_fetches(&mut self, now: Instant) {
-        let limits = self.config.fetch;
-        let late = |block: &BlockId, started: Instant| {
-            let others = self.catalog.remotes.get(block).is_some_and(|r| !r.untried.is_empty());
-            started + if others { limits.patience.min(limits.deadline) } else { limits.deadline } <= now
-        };
+        let late = |block: &BlockId, started: Instant| self.given_up_at(*block, started) <= now;
         let given_up: Vec<(MoveId, BlockId, crate::frame::FrameRef)> = self
             .moves
             .iter()
@@ -294,15 +290,17 @@ impl Core {
 
     /// When a fetch is given up next.
     pub(super) fn next_fetch_timeout(&self) -> Option<Instant> {
-        let limits = self.config.fetch;
         let times = self.moves.values().filter_map(|(block, movement)| match movement {
-            Movement::Fetch { started, .. } => {
-                let others = self.catalog.remotes.get(block).is_some_and(|r| !r.untried.is_empty());
-                Some(*started + if others { limits.patience.min(limits.deadline) } else { limits.deadline })
-            }
+            Movement::Fetch { started, .. } => Some(self.given_up_at(*block, *started)),
             _ => None,
         });
         times.min()
+    }
+
+    fn given_up_at(&self, block: BlockId, started: Instant) -> Instant {
+        let limits = self.config.fetch;
+        let others = self.catalog.remotes.get(&block).is_some_and(|r| !r.untried.is_empty());
+        started + if others { limits.patience.min(limits.deadline) } else { limits.deadline }
     }
 
     /// Where a leased shard comes from.
