@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "vllm"))
-from rig import Daemon, end_engine, start_engine  # noqa: E402
+from rig import Daemon, Directory, end_engine, free_port, start_engine  # noqa: E402
 
 BLOCK_TOKENS, ANSWER_TOKENS = 32, 24
 # Four tokens more than whole blocks: the answer completes none, so that blocks of the prompt are all there are.
@@ -63,12 +62,6 @@ def wait(expected: str, look, seconds: float = WAIT_SECONDS):
             return found
         check(time.monotonic() < deadline, f"{expected} within {seconds} s", found)
         time.sleep(0.2)
-
-
-def free_port(address: str) -> int:
-    with socket.socket() as s:
-        s.bind((address, 0))
-        return s.getsockname()[1]
 
 
 def sh(*words) -> None:
@@ -123,32 +116,9 @@ class Net:
             subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
 
 
-class Directory:
-    """Valkey or Redis, without a disk."""
-
-    def __init__(self, home: Path, address: str):
-        self.home, self.address, self.port, self.process = home, address, free_port(address), None
-
-    def start(self) -> None:
-        server = shutil.which("valkey-server") or "redis-server"
-        command = [server, "--bind", self.address, "--port", str(self.port), "--save", "", "--appendonly", "no"]
-        command += ["--protected-mode", "no", "--dir", str(self.home)]
-        with open(self.home / "directory.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait("the directory to answer", lambda: ((pong := self.ask("PING")) == "PONG", pong))
-
-    def end(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-    def ask(self, *words: str) -> str:
-        command = ["redis-cli", "-h", self.address, "-p", str(self.port), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
-
-    def copies(self) -> int:
-        answer = self.ask("EVAL", COPIES, "0")
-        return int(answer) if answer.isdigit() else -1
+def copies_in(directory: Directory) -> int:
+    answer = directory.ask("EVAL", COPIES, "0")
+    return int(answer) if answer.isdigit() else -1
 
 
 class NodeDaemon(Daemon):
@@ -170,7 +140,7 @@ class NodeDaemon(Daemon):
                 f'[object]\nenabled = true\nurl = "s3://{s3["KVTIER_TEST_S3_BUCKET"]}"\nprefix = "{story.net.tag}"\n'
                 f'endpoint = "{s3["KVTIER_TEST_S3"]}"\nallow_http = true\n'
                 'credentials_env = ["KVTIER_TEST_S3_ACCESS_KEY", "KVTIER_TEST_S3_SECRET_KEY"]\n'
-                f'[cluster]\ndirectory = "redis://{story.directory.address}:{story.directory.port}"\n'
+                f'[cluster]\ndirectory = "{story.directory.url}"\n'
                 f'listen = "{address}:{peer}"\n[transport]\norder = ["tcp"]\ntcp_listen = "{address}:{tcp}"\n'
             )
 
@@ -276,7 +246,7 @@ class Story:
         began = time.monotonic()
 
         def look() -> tuple:
-            found = self.directory.copies()
+            found = copies_in(self.directory)
             settled = all(n.published()[0] for n in self.nodes.values())
             return found == copies and settled, f"{found} copies, all nodes settled: {settled}"
 
@@ -288,7 +258,7 @@ class Story:
         last = [-1, 0]
 
         def look() -> tuple:
-            found = self.directory.copies()
+            found = copies_in(self.directory)
             last[1] = last[1] + 1 if found == last[0] and found > 0 else 0
             last[0] = found
             return last[1] >= 5 and all(n.published()[0] for n in self.nodes.values()), found

@@ -5,6 +5,8 @@ cd "$ROOT" || exit 1
 # Python with vLLM, and the directory of the tiny models: found by `need_vllm`.
 VLLM_DIR=
 VLLM_PYTHON=
+# The same Python with the agents' libraries before it; empty without them.
+AGENTS_PYTHON=
 
 say() { printf '%s\n' "== $*" >&2; }
 die() { printf '%s\n' "kvtier: $*" >&2; exit 1; }
@@ -31,4 +33,10 @@ need_vllm() {
   VLLM_DIR=$(bash tests/vllm/setup.sh) || return 1
   VLLM_PYTHON=$VLLM_DIR/venv/bin/python
   [ -x "$VLLM_PYTHON" ]
+}
+
+# Adds LangChain, LangGraph and LlamaIndex, once, beside vLLM's environment: tests of agents skip without them.
+want_agents() {
+  skipped agents && { say "no libraries of agents: KVTIER_SKIP"; return 0; }
+  AGENTS_PYTHON=$(bash tests/vllm/setup_agents.sh) || { AGENTS_PYTHON=; say "the agents' libraries could not be installed"; }
 }

@@ -22,11 +22,12 @@ FOLDERS = [
     ("daemon/src", "`kvtierd`: the shell around the core"),
     ("connector-ffi/src", "`kvtier-connector-ffi`: `libkvtier.so`, the C library of engines"),
     ("python/kvtier", "the vLLM plugin over `libkvtier.so`"),
+    ("python/kvtier_agents", "what agents use: programs, hints on their requests, signals; no dependencies"),
     ("cli/src", "`kvtier-cli`: `kvtier`, the operator's tool"),
     ("simulator/src", "`kvtier-simulator`: the same core over virtual time"),
 ]
 PLACES = [
-    ("proto/kvtier/v1/", "the protocol: `types`, `engine` (Unix socket only), `control`, `peer` (between nodes)"),
+    ("proto/kvtier/v1/", "the protocol: `types`, `engine` (Unix socket only), `kvcache` (the KV-cache API), `programs`, `admin`, `peer` (between nodes)"),
     ("connector-ffi/include/kvtier.h", "the C header, generated"),
     ("tests/", "end to end: real processes, real vLLM, a real S3 server, a real directory"),
     ("benches/", "benchmarks"),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test of this repository, and one closing line: N passed, N failed, N skipped.
 #
-#   KVTIER_SKIP=s3,vllm make test     does without the S3 server or without vLLM; what was skipped is said
+#   KVTIER_SKIP=s3,vllm make test     does without the S3 server or without vLLM; what was skipped is said (also: agents)
 #   scripts/test.sh rust python       only these suites, of: rust (with the C test) python vllm
 #
 # A suite writes RESULTS/<suite>.log (and .xml), its exit code to .rc; scripts/summarize.py counts.
@@ -72,11 +72,13 @@ python_() {
   skipped vllm && { skip python "KVTIER_SKIP"; return; }
   need_vllm || { broken python "the vLLM environment could not be made; KVTIER_SKIP=vllm does without"; return; }
   [ -n "$(ls python/tests/test_*.py 2> /dev/null)" ] || { skip python "python/tests holds no test"; return; }
+  want_agents
   export KVTIER_LIBRARY=$TARGET/debug/libkvtier.so PYTHONPATH=$ROOT/python
-  if "$VLLM_PYTHON" -c 'import pytest' 2> /dev/null; then
-    suite python "$VLLM_PYTHON" -m pytest -q -rs -p no:cacheprovider python/tests
+  local interpreter=${AGENTS_PYTHON:-$VLLM_PYTHON}
+  if "$interpreter" -c 'import pytest' 2> /dev/null; then
+    suite python "$interpreter" -m pytest -q -rs -p no:cacheprovider python/tests
   else
-    suite python "$VLLM_PYTHON" -m unittest discover -v -s python/tests -t python/tests
+    suite python "$interpreter" -m unittest discover -v -s python/tests -t python/tests
   fi
 }
 
@@ -84,6 +86,8 @@ vllm() {
   skipped vllm && { skip vllm "KVTIER_SKIP"; return; }
   [ -f tests/vllm/run_e2e.sh ] || { skip vllm "tests/vllm/run_e2e.sh is not there"; return; }
   need_vllm || { broken vllm "the vLLM environment could not be made; KVTIER_SKIP=vllm does without"; return; }
+  [ "$(cat "$RESULTS/rust.rc" 2> /dev/null)" = 0 ] && export KVTIER_BUILT=1
+  want_agents
   KVTIER_VLLM_DIR=$VLLM_DIR suite vllm bash tests/vllm/run_e2e.sh
 }
 

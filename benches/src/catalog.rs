@@ -7,7 +7,7 @@ use kvtier_policy::{
     AttachSpec, AttachmentId, Core, CoreConfig, LookupRange, LookupRequest, ReleaseReport, Reservation, ReserveRequest,
     Role, SealRequest, TwinPool,
 };
-use kvtier_types::{BlockHints, BlockKey, Instant, TenantId};
+use kvtier_types::{BlockKey, Instant, RequestHints, TenantId};
 
 use crate::engine::{Shape, digest};
 use crate::machine::resident_bytes;
@@ -56,7 +56,14 @@ fn holds(core: &mut Core, attachment: AttachmentId, report: &mut Report) -> anyh
     for number in 0..LOOKUPS {
         let keys: Vec<BlockKey> = (0..CHAIN_BLOCKS).map(|n| BlockKey::new(digest(number * 37 % 200, n))).collect();
         let range = LookupRange { group: 0, first_block: 0, keys };
-        let request = LookupRequest { attachment, request_id: "r".into(), ranges: vec![range], local_tokens: 0 };
+        let request = LookupRequest {
+            attachment,
+            request_id: "r".into(),
+            ranges: vec![range],
+            local_tokens: 0,
+            tenant: TenantId::shared(),
+            hints: RequestHints::default(),
+        };
         let begin = Clock::now();
         let lease = core.lookup(Instant::ZERO, request)?;
         let looked_up = Clock::now();
@@ -88,7 +95,7 @@ fn fill(core: &mut Core, attachment: AttachmentId, chain: u64) -> anyhow::Result
         first_block: 0,
         keys: keys.clone(),
         tenant: TenantId::shared(),
-        hints: BlockHints::default(),
+        hints: RequestHints::default(),
     };
     let mut seals = Vec::with_capacity(keys.len());
     for (key, answer) in keys.iter().zip(core.reserve(Instant::ZERO, &request)?) {

@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use kvtier::lookup::table::Settlement;
 use kvtier::lookup::{HitPoll, Query};
 use kvtier_proto::v1;
@@ -14,7 +15,6 @@ use kvtier_proto::v1::admin_client::AdminClient;
 use kvtier_tests::valkey::Valkey;
 use kvtier_tests::wait::{PATIENCE, until};
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape};
-use kvtier_types::BlockHints;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 
@@ -100,7 +100,7 @@ impl Watch {
             hashes: prompt.hashes(),
             local_tokens: 0,
             cache_salt: String::new(),
-            hints: BlockHints::default(),
+            hints: Bytes::new(),
             deadline: PATIENCE,
         };
         let before = self.read_bytes()?;

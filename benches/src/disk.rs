@@ -63,6 +63,7 @@ pub(crate) fn meta(number: u64, bytes: u64, checksum: u64) -> RecordMeta {
         bytes,
         checksum,
         sequence: number + 1,
+        expires_ms: None,
     }
 }
 

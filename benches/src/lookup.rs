@@ -14,14 +14,14 @@ use crate::report::{Floor, Report, Row};
 use crate::session::Session;
 use crate::transfer::transfers;
 
-const SHAPE: Shape = Shape { layers: 1, block_bytes: 4096 };
+pub(crate) const SHAPE: Shape = Shape { layers: 1, block_bytes: 4096 };
 /// Keys of one lookup.
 const KEYS: u64 = 1000;
 /// Prompts in the catalog: lookups go from one to the next.
-const PROMPTS: u64 = 20;
+pub(crate) const PROMPTS: u64 = 20;
 /// Lookups between two looks at the lock's longest hold.
 const LOOKUPS_PER_SCRAPE: usize = 10;
-const HOLD: &str = "kvtier_core_lock_hold_max_microseconds";
+pub(crate) const HOLD: &str = "kvtier_core_lock_hold_max_microseconds";
 
 pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     let dir = setting.scratch.join("lookup");
@@ -55,7 +55,7 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
 }
 
 /// Stores the prompts.
-fn fill(scheduler: &Session, worker: &Session) -> anyhow::Result<()> {
+pub(crate) fn fill(scheduler: &Session, worker: &Session) -> anyhow::Result<()> {
     let bytes = KEYS * SHAPE.block_bytes;
     let mut memory = AlignedBuf::zeroed(usize::try_from(bytes)?);
     let region = RegionInfo {

@@ -10,6 +10,7 @@
 //! ucx        reads of another process's blocks                                      against ucx_perftest
 //! directory  1,000 keys located in Valkey or Redis, one server and three            against bounds and a plain multi-get
 //! cluster    a prefix written on one node and looked up on another                  against a bound
+//! verbs      verbs a second, and calls about 10,000 blocks                      shown
 //! ```
 //! *Fairness*: both sides of a ratio use the same buffers, prefaulted, over at least eight times the last-level cache, with
 //! as many threads, in files of the same state, in rounds that alternate. The table has the median of the rounds' ratios and
@@ -32,6 +33,7 @@ mod stats;
 mod tcp;
 mod transfer;
 mod ucx;
+mod verbs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,6 +78,7 @@ enum Group {
     Ucx,
     Directory,
     Cluster,
+    Verbs,
 }
 
 /// What every benchmark is given.
@@ -97,7 +100,7 @@ impl Setting {
 type Bench = fn(&Setting, &mut Report) -> anyhow::Result<()>;
 
 /// The catalog goes first: it measures this process's own growth.
-const BENCHES: [(Group, Bench); 9] = [
+const BENCHES: [(Group, Bench); 10] = [
     (Group::Catalog, catalog::run),
     (Group::Transfer, transfer::run),
     (Group::Lookup, lookup::run),
@@ -107,6 +110,7 @@ const BENCHES: [(Group, Bench); 9] = [
     (Group::Ucx, ucx::run),
     (Group::Directory, directory::run),
     (Group::Cluster, cluster::run),
+    (Group::Verbs, verbs::run),
 ];
 
 fn main() -> ExitCode {

@@ -83,10 +83,10 @@ impl Session {
             first_block: 0,
             hashes: hashes.as_ptr().cast(),
             count: count(hashes),
-            semantic: 0,
+            hints_len: 0,
             parent_hash: null(),
             cache_salt: null(),
-            program_id: null(),
+            hints: null(),
         };
         let mut ticket = 0;
         check(c!(kvtier_reserve_submit(self.0, &raw const request, &raw mut ticket)), "reserve_submit")?;
@@ -149,8 +149,8 @@ impl Session {
             hash_count: count(hashes),
             local_tokens: 0,
             cache_salt: null(),
-            program_id: null(),
-            semantic: 0,
+            hints: null(),
+            hints_len: 0,
             deadline_ms: PATIENCE_MS,
         };
         check(c!(kvtier_lookup_submit(self.0, &raw const question)), "lookup_submit")?;

@@ -1,5 +1,7 @@
 //! The connection to the daemon: every call has the deadline of `--timeout`, every failure says what to do.
 
+mod verbs;
+
 use std::error::Error;
 use std::io;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvtier_proto::v1::admin_client::AdminClient;
 use kvtier_proto::v1::kv_cache_client::KvCacheClient;
+use kvtier_proto::v1::programs_client::ProgramsClient;
 use kvtier_proto::{MAX_MESSAGE_BYTES, v1};
 use kvtier_types::BlockKey;
 use tonic::transport::{Channel, Endpoint};
@@ -14,9 +17,13 @@ use tonic::{Code, Request};
 
 use crate::address::Address;
 use crate::error::CliError;
+use crate::table::printable;
 
 /// Blocks asked for in one page of a list, and keys sent in one call: the daemon's bound.
 pub const PAGE_BLOCKS: u32 = 1_000;
+
+/// How often a stream that says nothing is looked after, and how soon it must be heard then: hosts vanish without a word.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// A daemon that answers.
 #[derive(Debug, Clone)]
@@ -25,6 +32,7 @@ pub struct Client {
     timeout: Duration,
     cache: KvCacheClient<Channel>,
     admin: AdminClient<Channel>,
+    programs: ProgramsClient<Channel>,
 }
 
 impl Client {
@@ -34,7 +42,10 @@ impl Client {
     /// [`CliError::Unreachable`] and [`CliError::Late`].
     pub async fn connect(address: &Address, timeout: Duration) -> Result<Self, CliError> {
         let late = || CliError::Late { address: address.clone(), timeout };
-        let endpoint = Endpoint::from_shared(address.to_string()).map_err(|error| unreachable_at(address, &error))?;
+        let endpoint = Endpoint::from_shared(address.to_string())
+            .map_err(|error| unreachable_at(address, &error))?
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
         let channel = tokio::time::timeout(timeout, endpoint.connect())
             .await
             .map_err(|_| late())?
@@ -43,7 +54,8 @@ impl Client {
             address: address.clone(),
             timeout,
             cache: KvCacheClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-            admin: AdminClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            admin: AdminClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            programs: ProgramsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
         })
     }
 
@@ -56,15 +68,23 @@ impl Client {
         self.settle("status", answer)
     }
 
-    /// Where blocks lie; more keys than fit one call go in several.
+    /// Where blocks lie; more keys than fit one call go in several, `targets` with the first.
     ///
     /// # Errors
     /// What [`Client`] calls can fail with.
-    pub async fn locate(&mut self, keys: &[BlockKey]) -> Result<v1::LocateReply, CliError> {
+    pub async fn locate(&mut self, keys: &[BlockKey], targets: &[v1::Target]) -> Result<v1::LocateReply, CliError> {
         let mut all = v1::LocateReply::default();
-        for chunk in keys.chunks(PAGE_BLOCKS as usize) {
-            let answer =
-                self.cache.locate(self.request(v1::LocateRequest { keys: wire_keys(chunk), local_only: false })).await;
+        let mut rest = keys;
+        let mut targets = targets.to_vec();
+        while !rest.is_empty() || !targets.is_empty() {
+            let (chunk, later) = rest.split_at(rest.len().min(PAGE_BLOCKS as usize));
+            rest = later;
+            let message = v1::LocateRequest {
+                keys: wire_keys(chunk),
+                targets: std::mem::take(&mut targets),
+                ..v1::LocateRequest::default()
+            };
+            let answer = self.cache.locate(self.request(message)).await;
             let reply = self.settle("locate", answer)?;
             all.node_id = reply.node_id;
             all.blocks.extend(reply.blocks);
@@ -109,26 +129,6 @@ impl Client {
         }
     }
 
-    /// Drops blocks; more keys than fit one call go in several.
-    ///
-    /// # Errors
-    /// What [`Client`] calls can fail with.
-    pub async fn evict(
-        &mut self,
-        keys: &[BlockKey],
-        tiers: &[v1::Tier],
-        dry_run: bool,
-    ) -> Result<Vec<v1::TargetOutcome>, CliError> {
-        let mut outcomes = Vec::with_capacity(keys.len());
-        for chunk in keys.chunks(PAGE_BLOCKS as usize) {
-            let tiers = tiers.iter().map(|tier| i32::from(*tier)).collect();
-            let answer =
-                self.cache.evict(self.request(v1::EvictRequest { keys: wire_keys(chunk), tiers, dry_run })).await;
-            outcomes.extend(self.settle("evict", answer)?.outcomes);
-        }
-        Ok(outcomes)
-    }
-
     /// A walk through the blocks that match `request`, page by page.
     #[must_use]
     pub fn pages(&self, mut request: v1::ListRequest) -> Pages {
@@ -139,8 +139,13 @@ impl Client {
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
+        self.request_within(message, Duration::ZERO)
+    }
+
+    /// A request whose answer may take `longer` than others'.
+    fn request_within<T>(&self, message: T, longer: Duration) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(self.timeout);
+        request.set_timeout(self.timeout.saturating_add(longer));
         request
     }
 
@@ -157,6 +162,7 @@ impl Client {
             }
             // A connection that broke has a cause; what the daemon itself calls unavailable has not.
             Code::Unavailable if status.source().is_some() => unreachable_at(&self.address, &status),
+            Code::Unimplemented => CliError::Unknown { verb, words: unknown_words(&status) },
             _ => CliError::Refused { verb, status: Box::new(status) },
         })
     }
@@ -191,6 +197,14 @@ impl Pages {
     #[must_use]
     pub const fn more(&self) -> bool {
         self.request.is_some()
+    }
+}
+
+/// What the daemon itself says of a verb that it does not know; nothing when that is only its library's stub.
+fn unknown_words(status: &tonic::Status) -> String {
+    match status.message() {
+        "" | "Not yet implemented" => String::new(),
+        words => format!(" ({})", printable(words)),
     }
 }
 

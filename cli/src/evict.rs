@@ -1,32 +1,23 @@
 //! `kvtier evict`: drops blocks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use kvtier_proto::{convert, v1};
 use kvtier_types::{BlockKey, Tier};
 use serde::Serialize;
 
 use crate::args::EvictArgs;
-use crate::client::Client;
+use crate::client::{Client, PAGE_BLOCKS};
 use crate::error::CliError;
-use crate::keys::{resolve, short};
-use crate::locate::outcome_text;
+use crate::outcomes::{Outcomes, all_done, is_done};
 use crate::report::Report;
-use crate::table::{Align, Table};
+use crate::target::named;
 
 #[derive(Serialize)]
 struct Evicted {
     dry_run: bool,
-    /// How many targets had each outcome.
-    totals: BTreeMap<String, u64>,
-    outcomes: Vec<Target>,
-}
-
-#[derive(Serialize)]
-struct Target {
-    key: String,
-    outcome: String,
-    reason: String,
+    #[serde(flatten)]
+    outcomes: Outcomes,
 }
 
 /// What was asked for.
@@ -54,12 +45,23 @@ pub fn confirmed(args: &EvictArgs) -> Result<(), CliError> {
 /// Drops what was named.
 ///
 /// # Errors
-/// What resolving keys and asking the daemon can fail with.
+/// What resolving targets and asking the daemon can fail with.
 pub async fn evict(client: &mut Client, args: &EvictArgs) -> Result<Report, CliError> {
-    let keys = if args.all { every_key(client, &args.tiers).await? } else { resolve(client, &args.keys).await? };
-    let tiers: Vec<v1::Tier> = args.tiers.iter().map(|tier| v1::Tier::from(*tier)).collect();
-    let outcomes = client.evict(&keys, &tiers, args.dry_run).await?;
-    Ok(report(&outcomes, Asked { all: args.all, dry_run: args.dry_run }))
+    let tiers: Vec<i32> = args.tiers.iter().map(|tier| v1::Tier::from(*tier).into()).collect();
+    let request = v1::EvictRequest { tiers, dry_run: args.dry_run, everywhere: args.everywhere, targets: Vec::new() };
+    let asked = Asked { all: args.all, dry_run: args.dry_run };
+    if args.all {
+        let keys = every_key(client, &args.tiers).await?;
+        let mut reply = v1::EvictReply::default();
+        for chunk in keys.chunks(PAGE_BLOCKS as usize) {
+            let targets = vec![convert::block_targets(chunk)];
+            reply.outcomes.extend(client.evict(v1::EvictRequest { targets, ..request.clone() }).await?.outcomes);
+        }
+        return Ok(report(&reply, &[], asked));
+    }
+    let targets = named(client, &args.targets).await?.targets();
+    let reply = client.evict(v1::EvictRequest { targets: targets.clone(), ..request }).await?;
+    Ok(report(&reply, &targets, asked))
 }
 
 /// Keys of every block with a copy in one of `tiers`, or anywhere when empty. They are collected before the first is
@@ -80,35 +82,23 @@ async fn every_key(client: &mut Client, tiers: &[Tier]) -> Result<Vec<BlockKey>,
     Ok(keys.into_iter().collect())
 }
 
-/// The report of an answer; complete when every target is done or taken on.
+/// The report of an answer about `targets`; complete when every target is done or taken on.
 #[must_use]
-pub fn report(outcomes: &[v1::TargetOutcome], asked: Asked) -> Report {
-    let complete = outcomes.iter().all(|target| match target.outcome() {
-        v1::Outcome::Applied | v1::Outcome::Accepted | v1::Outcome::Duplicate => true,
-        v1::Outcome::Missing => asked.all,
-        _ => false,
-    });
-    let outcomes: Vec<Target> = outcomes
-        .iter()
-        .map(|t| Target { key: hex::encode(&t.key), outcome: outcome_text(t.outcome), reason: t.reason.clone() })
-        .collect();
-    let mut totals = BTreeMap::new();
-    outcomes.iter().for_each(|t| *totals.entry(t.outcome.clone()).or_insert(0) += 1);
-    let evicted = Evicted { dry_run: asked.dry_run, totals, outcomes };
+pub fn report(reply: &v1::EvictReply, targets: &[v1::Target], asked: Asked) -> Report {
+    let complete = if asked.all {
+        let gone = |outcome| is_done(outcome) || outcome == v1::Outcome::Missing;
+        reply.outcomes.iter().all(|target| gone(target.outcome()))
+    } else {
+        all_done(&reply.outcomes, &reply.nodes)
+    };
+    let evicted = Evicted { dry_run: asked.dry_run, outcomes: Outcomes::new(&reply.outcomes, &reply.nodes, targets) };
     Report::new(text(&evicted, asked), &evicted, complete)
 }
 
 /// With `--all` only what was not dropped is listed: the rest is a number.
 fn text(evicted: &Evicted, asked: Asked) -> String {
-    let mut table = Table::new(&[("KEY", Align::Left), ("OUTCOME", Align::Left), ("REASON", Align::Left)]);
     let applied = v1::Outcome::Applied.as_str_name();
-    for target in evicted.outcomes.iter().filter(|t| !asked.all || t.outcome != applied) {
-        let key = hex::decode(&target.key).map_or_else(|_| target.key.clone(), |bytes| short(&bytes));
-        table.row([&key, &target.outcome, &target.reason]);
-    }
-    let counts: Vec<String> = evicted.totals.iter().map(|(outcome, n)| format!("{n} {outcome}")).collect();
-    let counts = if counts.is_empty() { "nothing to evict".to_owned() } else { counts.join(", ") };
+    let rows = evicted.outcomes.rows(|outcome| asked.all && outcome == applied);
     let dry = if evicted.dry_run { "dry run: " } else { "" };
-    let rows = if table.is_empty() { String::new() } else { table.render(0) };
-    format!("{rows}{dry}{counts}\n")
+    format!("{rows}{dry}{}\n", evicted.outcomes.counts("nothing to evict"))
 }

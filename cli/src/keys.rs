@@ -2,6 +2,7 @@
 //!
 //! *Bounds*: at most [`MAX_CANDIDATES`] candidates are kept for a prefix.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use kvtier_proto::v1;
@@ -91,6 +92,11 @@ impl Search<'_> {
     }
 }
 
+/// The digits that every prefix has: whoever looks for many asks for these first.
+fn head(digits: &str) -> &str {
+    digits.get(..MIN_PREFIX_DIGITS).unwrap_or(digits)
+}
+
 /// The keys meant, in the order given. Prefixes cost one walk through the daemon's list, whole keys nothing.
 ///
 /// # Errors
@@ -102,11 +108,16 @@ pub async fn resolve(client: &mut Client, args: &[KeyArg]) -> Result<Vec<BlockKe
     });
     let mut searches: Vec<Search<'_>> = prefixes.map(|prefix| Search { prefix, found: Vec::new(), more: 0 }).collect();
     if !searches.is_empty() {
+        let mut by_head: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, search) in searches.iter().enumerate() {
+            by_head.entry(head(search.prefix)).or_default().push(index);
+        }
         let mut pages = client.pages(v1::ListRequest::default());
         while let Some(blocks) = pages.next(client).await? {
             for block in blocks {
                 let key = hex::encode(&block.key);
-                searches.iter_mut().for_each(|search| search.offer(&key));
+                let sought = by_head.get(head(&key)).into_iter().flatten();
+                sought.for_each(|index| searches[*index].offer(&key));
             }
         }
     }

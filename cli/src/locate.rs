@@ -3,12 +3,14 @@
 use kvtier_proto::v1;
 use serde::Serialize;
 
+use crate::args::LocateArgs;
 use crate::client::Client;
 use crate::error::CliError;
-use crate::keys::{KeyArg, resolve, short};
+use crate::keys::short;
 use crate::report::Report;
 use crate::status::tier_text;
 use crate::table::{Align, Table, printable};
+use crate::target::named;
 use crate::units::bytes_text;
 
 /// A block as JSON; also the rows of `kvtier ls --json`.
@@ -23,6 +25,14 @@ pub(crate) struct Block {
     pub(crate) leases: u32,
     pub(crate) depth_blocks: u32,
     pub(crate) replicas: Vec<Replica>,
+    /// As `key=value:Effect`.
+    pub(crate) taints: Vec<String>,
+    /// Claims that hold it.
+    pub(crate) claims: Vec<String>,
+    /// Live programs that hold it.
+    pub(crate) holders: u32,
+    /// The rule that decided its lifecycle; empty when none matched.
+    pub(crate) rule: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,6 +60,10 @@ impl From<&v1::BlockInfo> for Block {
             leases: b.leases,
             depth_blocks: b.depth_blocks,
             replicas: b.replicas.iter().map(Replica::from).collect(),
+            taints: b.taints.iter().map(taint_text).collect(),
+            claims: b.claims.clone(),
+            holders: b.holders,
+            rule: b.rule.clone(),
         }
     }
 }
@@ -68,6 +82,13 @@ impl From<&v1::Replica> for Replica {
     }
 }
 
+/// A taint as `key=value:Effect`; a newer daemon's effect keeps its number.
+#[must_use]
+pub(crate) fn taint_text(wire: &v1::Taint) -> String {
+    kvtier_types::Taint::try_from(wire)
+        .map_or_else(|_| format!("{}={}:effect {}", wire.key, wire.value, wire.effect), |taint| taint.to_string())
+}
+
 /// The name of an outcome on the wire; a newer daemon's outcome keeps its number.
 #[must_use]
 pub(crate) fn outcome_text(value: i32) -> String {
@@ -83,10 +104,10 @@ struct Located {
 /// Where the blocks lie.
 ///
 /// # Errors
-/// What resolving keys and asking the daemon can fail with.
-pub async fn locate(client: &mut Client, args: &[KeyArg]) -> Result<Report, CliError> {
-    let keys = resolve(client, args).await?;
-    Ok(report(&client.locate(&keys).await?))
+/// What resolving targets and asking the daemon can fail with.
+pub async fn locate(client: &mut Client, args: &LocateArgs) -> Result<Report, CliError> {
+    let named = named(client, &args.targets).await?;
+    Ok(report(&client.locate(&named.keys, &named.others).await?))
 }
 
 /// The report of an answer; complete when every block was found.
@@ -94,7 +115,8 @@ pub async fn locate(client: &mut Client, args: &[KeyArg]) -> Result<Report, CliE
 pub fn report(reply: &v1::LocateReply) -> Report {
     let located = Located { node_id: reply.node_id.clone(), blocks: reply.blocks.iter().map(Block::from).collect() };
     let text = located.blocks.iter().map(|b| block_text(&located.node_id, b)).collect::<Vec<_>>().join("\n");
-    let complete = located.blocks.iter().all(|b| !b.replicas.is_empty());
+    let complete = !located.blocks.is_empty() && located.blocks.iter().all(|b| !b.replicas.is_empty());
+    let text = if located.blocks.is_empty() { "no blocks: nothing here belongs to it\n".to_owned() } else { text };
     Report::new(text, &located, complete)
 }
 
@@ -132,5 +154,14 @@ fn block_text(node_id: &str, block: &Block) -> String {
             &r.place,
         ]);
     }
-    format!("block {}\n{facts}{}", block.key, table.render(2))
+    format!("block {}\n{facts}{}{}", block.key, marks(block), table.render(2))
+}
+
+/// What holds the block, and what marks it: a line for each that there is.
+fn marks(block: &Block) -> String {
+    let holders = if block.holders > 0 { vec![format!("{} live programs", block.holders)] } else { Vec::new() };
+    let rule: Vec<String> = Some(block.rule.clone()).filter(|rule| !rule.is_empty()).into_iter().collect();
+    let lines = [("taints", &block.taints), ("claims", &block.claims), ("held by", &holders), ("rule", &rule)];
+    let shown = lines.into_iter().filter(|(_, what)| !what.is_empty());
+    shown.map(|(name, what)| format!("  {name} {}\n", printable(&what.join(", ")))).collect()
 }

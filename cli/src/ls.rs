@@ -6,6 +6,7 @@ use kvtier_proto::v1;
 use kvtier_types::Tier;
 use serde::Serialize;
 
+use crate::args::LsArgs;
 use crate::client::{Client, PAGE_BLOCKS};
 use crate::error::CliError;
 use crate::keys::SHOWN_DIGITS;
@@ -13,17 +14,6 @@ use crate::locate::Block;
 use crate::report::Report;
 use crate::table::{Align, Table};
 use crate::units::bytes_text;
-
-/// Which blocks to list.
-#[derive(Debug, Clone)]
-pub struct Filter {
-    /// Only those with a copy here.
-    pub tier: Option<Tier>,
-    /// Only those of models whose name contains this.
-    pub model: Option<String>,
-    /// At most this many.
-    pub limit: u32,
-}
 
 #[derive(Serialize)]
 struct Listed {
@@ -36,12 +26,15 @@ struct Listed {
 ///
 /// # Errors
 /// What the daemon's answers can be.
-pub async fn ls(client: &mut Client, filter: &Filter) -> Result<Report, CliError> {
+pub async fn ls(client: &mut Client, filter: &LsArgs) -> Result<Report, CliError> {
     let limit = filter.limit as usize;
     let mut pages = client.pages(v1::ListRequest {
         tier: filter.tier.map_or(0, |tier| v1::Tier::from(tier).into()),
         page_size: filter.limit.min(PAGE_BLOCKS),
         model_contains: filter.model.clone().unwrap_or_default(),
+        semantic: filter.semantic.map_or(0, |semantic| v1::SemanticType::from(semantic).into()),
+        program_id: filter.program.clone().unwrap_or_default(),
+        taint_key: filter.taint.clone().unwrap_or_default(),
         ..v1::ListRequest::default()
     });
     let mut blocks: Vec<v1::BlockInfo> = Vec::new();
@@ -75,6 +68,9 @@ fn text(listed: &Listed) -> String {
         ("PROGRAM", Align::Left),
         ("DEPTH", Align::Right),
         ("LEASES", Align::Right),
+        ("CLAIMS", Align::Right),
+        ("TAINTS", Align::Left),
+        ("RULE", Align::Left),
     ]);
     for b in &listed.blocks {
         let bytes = b.replicas.iter().fold(0u64, |sum, r| sum.saturating_add(r.bytes));
@@ -88,6 +84,9 @@ fn text(listed: &Listed) -> String {
             &b.program_id,
             &b.depth_blocks.to_string(),
             &b.leases.to_string(),
+            &b.claims.len().to_string(),
+            &b.taints.join(","),
+            &b.rule,
         ]);
     }
     let more = if listed.truncated { "; there may be more: raise --limit" } else { "" };

@@ -1,6 +1,6 @@
 //! The `kvtier` command.
 //!
-//! Exit codes: 0 done, 1 failed or some target was not applied, 2 wrong usage.
+//! Exit codes: 0 done, 1 failed or some target was not done, 2 wrong usage, 3 no daemon answered (a little later one may).
 #![forbid(unsafe_code)]
 
 use std::io::Write;
@@ -12,6 +12,8 @@ use kvtier_cli::run::run;
 
 /// Nothing was done because the command line is wrong; clap uses the same code.
 const EXIT_USAGE: u8 = 2;
+/// No daemon answered, or it cannot now.
+const EXIT_NO_DAEMON: u8 = 3;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -31,7 +33,13 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("kvtier: {error}");
-            if error.is_usage() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
+            if error.is_usage() {
+                ExitCode::from(EXIT_USAGE)
+            } else if error.may_pass() {
+                ExitCode::from(EXIT_NO_DAEMON)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

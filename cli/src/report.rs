@@ -21,9 +21,18 @@ impl Report {
         Self { text, json, complete }
     }
 
-    /// The JSON as text, one document and a newline.
+    /// Of a command that has printed all it had to say.
+    #[must_use]
+    pub const fn printed() -> Self {
+        Self { text: String::new(), json: Value::Null, complete: true }
+    }
+
+    /// The JSON as text, one document and a newline; nothing of a command that has printed it.
     #[must_use]
     pub fn json_text(&self) -> String {
+        if self.json.is_null() {
+            return String::new();
+        }
         format!("{:#}\n", self.json)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use kvtier_proto::v1;
 use serde::Serialize;
 
+use crate::meaning::{self, TypeRow};
 use crate::report::Report;
 use crate::table::{Align, Table, printable};
 use crate::units::{bytes_text, duration_text, share_text};
@@ -23,6 +24,8 @@ struct Status<'a> {
     corrupt_blocks: u64,
     transports: Vec<TransportRow<'a>>,
     cluster: Vec<CountRow<'a>>,
+    types: Vec<TypeRow>,
+    policy: Vec<CountRow<'a>>,
     notes: &'a [String],
 }
 
@@ -110,6 +113,8 @@ fn digest(reply: &v1::StatusReply) -> Status<'_> {
         corrupt_blocks: reply.corrupt_blocks,
         transports: reply.transports.iter().map(transport_row).collect(),
         cluster: count_rows(&reply.cluster),
+        types: meaning::rows(&reply.types),
+        policy: count_rows(&reply.policy),
         notes: &reply.notes,
     }
 }
@@ -177,6 +182,12 @@ fn text(status: &Status<'_>) -> String {
     }
     section(&mut out, "BLOCKS LOADED BY ENGINES", &counts_table("FROM", &status.blocks_loaded), "none");
     line(&mut out, &format!("\nCORRUPT BLOCKS  {}", status.corrupt_blocks));
+    if !status.types.is_empty() {
+        section(&mut out, "TYPES", &meaning::table(&status.types), "none");
+    }
+    if status.policy.iter().any(|count| count.value > 0) {
+        section(&mut out, "POLICY", &policy_table(&status.policy), "none");
+    }
     if !status.transports.is_empty() {
         section(&mut out, "TRANSPORTS", &transports_table(&status.transports), "none");
         section(&mut out, "CLUSTER", &counts_table("COUNT", &status.cluster), "none");
@@ -279,6 +290,13 @@ fn ledger_table(ledger: &Ledger<'_>) -> Table {
         let whole = ledger.looked_up_tokens;
         table.row(["looked up", &whole.to_string(), &share_text(whole, whole)]);
     }
+    table
+}
+
+/// Counts of claims, verbs, hints, rules and eviction that are not zero.
+fn policy_table(counts: &[CountRow<'_>]) -> Table {
+    let mut table = Table::new(&[("NAME", Align::Left), ("COUNT", Align::Right)]);
+    counts.iter().filter(|c| c.value > 0).for_each(|c| table.row([c.name, &c.value.to_string()]));
     table
 }
 

@@ -65,6 +65,34 @@ pub fn parse_duration(s: &str) -> Result<Duration, BadDuration> {
     if duration.is_zero() || duration > MAX_DURATION { Err(BadDuration) } else { Ok(duration) }
 }
 
+/// A lifetime that is not a number with a unit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected a number above zero and a unit: 500ms, 30s, 10m, 2h or 7d")]
+pub struct BadTtl;
+
+/// Longest lifetime accepted: a year.
+const MAX_TTL: Duration = Duration::from_secs(365 * 86_400);
+
+/// Reads `500ms`, `30s`, `10m`, `2h` or `7d`.
+///
+/// # Errors
+/// [`BadTtl`] for anything else, for zero and for more than a year.
+pub fn parse_ttl(s: &str) -> Result<Duration, BadTtl> {
+    kvtier_types::parse_span(s).filter(|span| !span.is_zero() && *span <= MAX_TTL).ok_or(BadTtl)
+}
+
+/// A duration for a field in milliseconds.
+#[must_use]
+pub fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A duration for a field of 32 bits in milliseconds.
+#[must_use]
+pub fn millis_32(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +132,15 @@ mod tests {
             assert_eq!(duration_text(Duration::from_secs(seconds)), text);
         }
         assert_eq!(duration_text(Duration::from_millis(85)), "85ms");
+    }
+
+    #[test]
+    fn lifetimes_have_hours_and_days_too() {
+        for (text, seconds) in [("30s", 30), ("2h", 7_200), ("7d", 604_800)] {
+            assert_eq!(parse_ttl(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "0s", "5", "h", "366d", "1w", "-1s"] {
+            assert_eq!(parse_ttl(text), Err(BadTtl), "{text}");
+        }
     }
 }

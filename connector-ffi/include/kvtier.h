@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 // Version of this interface: a caller refuses a library that answers another one.
-#define KVTIER_ABI_VERSION 1
+#define KVTIER_ABI_VERSION 2
 
 // Done, or the answer is there.
 #define KVTIER_OK 0
@@ -105,10 +105,10 @@ typedef struct kvtier_lookup_request {
   uint32_t local_tokens;
   // Salt of the request, or null.
   const char *cache_salt;
-  // Program the request belongs to, or null.
-  const char *program_id;
-  // Number of the semantic type, 0 for none.
-  uint32_t semantic;
+  // What the request's client said, as JSON: `hints_len` bytes, or null.
+  const uint8_t *hints;
+  // Bytes of `hints`, at most 65,536.
+  uint32_t hints_len;
   // When to answer zero.
   uint32_t deadline_ms;
 } kvtier_lookup_request;
@@ -165,14 +165,14 @@ typedef struct kvtier_reserve_request {
   const uint8_t *hashes;
   // Number of blocks.
   uint32_t count;
-  // Number of the semantic type, 0 for none.
-  uint32_t semantic;
+  // Bytes of `hints`, at most 65,536.
+  uint32_t hints_len;
   // Hash of the block before the first, or null for the first of a prefix.
   const uint8_t *parent_hash;
   // Salt of the request, or null.
   const char *cache_salt;
-  // Program the request belongs to, or null.
-  const char *program_id;
+  // What the request's client said, as JSON: `hints_len` bytes, or null.
+  const uint8_t *hints;
 } kvtier_reserve_request;
 
 // A part of the engine's memory that holds one run of every block of a group.
@@ -312,6 +312,30 @@ kvtier_status kvtier_release(struct kvtier_session *session,
                              uint32_t local_tokens,
                              uint32_t claimed_tokens,
                              uint32_t lost_tokens);
+
+// Hands on what a request's client said, once a request, and returns: its actions are carried out in the background, and
+// `kvtier_hints_outcomes` tells what became of them. Lookups and reservations carry the same hints for their blocks.
+//
+// # Safety
+// `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string, `cache_salt` one or null; `hints`
+// points to `hints_len` bytes.
+kvtier_status kvtier_hints_submit(struct kvtier_session *session,
+                                  const char *request_id,
+                                  const char *cache_salt,
+                                  const uint8_t *hints_json,
+                                  uint32_t hints_len);
+
+// What became of a request's hints, as a JSON list of `{"action_id", "action_type", "outcome", "reason"}`. `KVTIER_OK`
+// consumes the answer, which takes at most 61,441 bytes; `KVTIER_PENDING` until the daemon gave it; `KVTIER_MISS` when none
+// will come. Local state only.
+//
+// # Safety
+// `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string; `buffer` has room for `capacity`
+// bytes.
+kvtier_status kvtier_hints_outcomes(struct kvtier_session *session,
+                                    const char *request_id,
+                                    char *buffer,
+                                    size_t capacity);
 
 // Submits a wish for frames, for all shards of consecutive blocks of a group, and returns its ticket.
 //

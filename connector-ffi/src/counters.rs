@@ -43,6 +43,10 @@ counters! {
     lookups_voided,
     /// Blocks asked for.
     lookup_blocks,
+    /// Requests with hints.
+    hinted,
+    /// Hints that the daemon was not told, or did not answer.
+    hints_failed,
     /// Reservations submitted.
     reserves,
     /// Reservations that failed, timed out or contradicted themselves: busy to the caller.

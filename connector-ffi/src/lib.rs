@@ -15,6 +15,7 @@ pub mod error;
 mod extents;
 pub mod ffi;
 pub mod frame;
+pub mod hints;
 pub mod jobs;
 pub mod keys;
 pub mod link;

@@ -16,8 +16,9 @@ pub mod table;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kvtier_proto::{convert, v1};
-use kvtier_types::{BlockHints, EngineHash};
+use kvtier_types::EngineHash;
 use parking_lot::Mutex;
 
 use crate::error::Error;
@@ -47,8 +48,8 @@ pub struct Query {
     pub local_tokens: u32,
     /// Salt of the request, empty for none.
     pub cache_salt: String,
-    /// Hints of the request.
-    pub hints: BlockHints,
+    /// What the request's client said, as JSON.
+    pub hints: Bytes,
     /// When to answer zero.
     pub deadline: Duration,
 }
@@ -250,7 +251,8 @@ fn request(attachment: &Attachment, query: Query, asked: &[RangeKeys], remaining
         ranges: ranges.collect(),
         deadline_ms: u32::try_from(deadline_ms).unwrap_or(u32::MAX),
         cache_salt: query.cache_salt,
-        hints: Some(v1::BlockHints::from(&query.hints)),
+        hints: None,
+        client_hints: query.hints,
         local_tokens: query.local_tokens,
         request_id: query.request_id,
     }

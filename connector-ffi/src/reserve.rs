@@ -8,8 +8,9 @@ pub mod table;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kvtier_proto::{convert, v1};
-use kvtier_types::{BlockHints, EngineHash};
+use kvtier_types::EngineHash;
 use parking_lot::Mutex;
 
 use crate::error::Error;
@@ -34,8 +35,8 @@ pub struct Reserve {
     pub parent: Option<EngineHash>,
     /// Salt of the request, empty for none.
     pub cache_salt: String,
-    /// Hints of the request.
-    pub hints: BlockHints,
+    /// What the request's client said, as JSON.
+    pub hints: Bytes,
 }
 
 /// The reservations of one session.
@@ -94,7 +95,8 @@ impl Reservations {
                 keys: convert::pack_keys(&wanted.keys),
             }),
             cache_salt: reserve.cache_salt,
-            hints: Some(v1::BlockHints::from(&reserve.hints)),
+            hints: None,
+            client_hints: reserve.hints,
         };
         let call = Call { reservations: Arc::clone(self), shared: Arc::clone(shared), attachment, ticket, wanted };
         runtime.spawn(call.run(request));

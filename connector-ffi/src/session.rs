@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::frame::FrameRef;
+use crate::hints::{HintTable, Hints, OutcomesPoll};
 use crate::jobs::job::{Kind, Transfer};
 use crate::jobs::{JobPoll, Jobs};
 use crate::link::LinkState;
@@ -41,6 +42,7 @@ pub struct Session {
     shared: Arc<Shared>,
     lookups: Arc<Lookups>,
     reservations: Arc<Reservations>,
+    hints: Arc<HintTable>,
     jobs: Jobs,
     handle: Handle,
     runtime: Mutex<Option<Runtime>>,
@@ -71,6 +73,7 @@ impl Session {
             shared,
             lookups: Arc::new(Lookups::new(max_inflight)),
             reservations: Arc::new(Reservations::new(max_inflight, patience)),
+            hints: Arc::new(HintTable::new(max_inflight)),
             jobs,
             handle: runtime.handle().clone(),
             runtime: Mutex::new(Some(runtime)),
@@ -121,6 +124,25 @@ impl Session {
     /// Ends a request. Answers false when its lookup is unknown.
     pub fn release(&self, request_id: &str, settlement: Settlement) -> bool {
         self.lookups.release(&self.shared, request_id, settlement)
+    }
+
+    /// Hands on what a request's client said.
+    ///
+    /// # Errors
+    /// [`Error::Limit`].
+    pub fn submit_hints(&self, hints: Hints) -> Result<(), Error> {
+        self.hints.submit(&self.shared, &self.handle, hints)
+    }
+
+    /// What became of a request's hints.
+    #[must_use]
+    pub fn poll_hints(&self, request_id: &str) -> OutcomesPoll {
+        self.hints.poll(request_id)
+    }
+
+    /// Nobody asks for a request's outcomes anymore.
+    pub fn forget_hints(&self, request_id: &str) {
+        self.hints.forget(request_id);
     }
 
     /// Submits a reservation; answers its ticket.

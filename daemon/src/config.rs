@@ -1,7 +1,12 @@
 //! The configuration file, `kvtier.toml`. Every field has a default; unknown fields are refused.
 
+mod claims;
 pub mod cluster;
 mod derived;
+mod eviction;
+mod programs;
+pub mod rules;
+pub mod tenants;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,10 +14,17 @@ use std::time::Duration;
 
 use kvtier_storage::DiskConfig;
 use kvtier_types::NodeId;
+use kvtier_types::hints::MAX_TTL;
 use serde::Deserialize;
 
+use crate::hints::Trust;
 use crate::units::{ByteSize, Span};
+pub use claims::Claims;
 pub use cluster::{Cluster, Transport};
+pub use eviction::Eviction;
+pub use programs::Programs;
+pub use rules::Rules;
+pub use tenants::{Operators, Tenancy, Tenant};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,8 +50,22 @@ pub struct Config {
     pub cluster: Cluster,
     /// How bytes move between nodes.
     pub transport: Transport,
+    /// How it evicts.
+    pub eviction: Eviction,
+    /// Budgets of claims.
+    pub claims: Claims,
+    /// Where the rules are.
+    pub rules: Rules,
+    /// What clients may say with their requests.
+    pub hints: Hints,
+    /// What the daemon does for programs on its own account.
+    pub programs: Programs,
     /// Deadlines.
     pub limits: Limits,
+    /// Who may act for all tenants.
+    pub operators: Operators,
+    /// Whose blocks are whose.
+    pub tenants: Vec<Tenant>,
 }
 
 /// Addresses beside the Unix sockets. Neither is protected: bind them to an address only operators reach.
@@ -50,6 +76,8 @@ pub struct Listen {
     pub grpc: Option<SocketAddr>,
     /// Prometheus metrics and health over HTTP; none by default.
     pub http: Option<SocketAddr>,
+    /// Permissions of the Unix sockets, octal; `0600` by default: only who runs the daemon, and root.
+    pub socket_mode: Option<String>,
 }
 
 /// Host memory.
@@ -82,6 +110,8 @@ pub struct Disk {
     pub depth: u32,
     /// Bypass the page cache where the file system can.
     pub direct: bool,
+    /// Most bytes a second that are written on the daemon's own account; as many as come where it is not set.
+    pub write_rate: Option<ByteSize>,
 }
 
 /// The object tier.
@@ -127,6 +157,18 @@ pub struct Offload {
     pub max_onboards_in_flight: usize,
 }
 
+/// What clients may say with their requests.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Hints {
+    /// How far they are believed: `none`, `identity` or `all`.
+    pub trust: Trust,
+    /// Longest that anything is kept because a client, or `ApplyHints`, said so.
+    pub max_ttl: Span,
+    /// Most memory for what `ApplyHints` left for requests to come; a quarter of it for one tenant.
+    pub store: ByteSize,
+}
+
 /// Deadlines.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -156,8 +198,21 @@ impl Default for Config {
             offload: Offload::default(),
             cluster: Cluster::default(),
             transport: Transport::default(),
+            eviction: Eviction::default(),
+            claims: Claims::default(),
+            rules: Rules::default(),
+            hints: Hints::default(),
+            programs: Programs::default(),
             limits: Limits::default(),
+            operators: Operators::default(),
+            tenants: Vec::new(),
         }
+    }
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Self { trust: Trust::default(), max_ttl: Span(Duration::from_secs(3_600)), store: ByteSize(16 << 20) }
     }
 }
 
@@ -177,6 +232,7 @@ impl Default for Disk {
             io: "auto".into(),
             depth: DiskConfig::DEPTH,
             direct: true,
+            write_rate: None,
         }
     }
 }
@@ -275,6 +331,9 @@ impl Config {
         if extent.0 < 1 << 20 || extent.0 > 1 << 30 || !extent.0.is_multiple_of(2 << 20) && extent.0 != 1 << 20 {
             return field("host.extent", format!("{extent} is not a multiple of 2 MiB between 1 MiB and 1 GiB"));
         }
+        if self.disk.write_rate.is_some_and(|rate| rate.0 == 0) {
+            return field("disk.write_rate", "nothing could be written: leave it out for as much as comes".into());
+        }
         if let Err(error) = NodeId::new(&self.node_id) {
             return field("node_id", error.to_string());
         }
@@ -290,10 +349,17 @@ impl Config {
         if self.limits.lookup.0 > Duration::from_secs(60) {
             return field("limits.lookup", "at most 60s: an engine's request waits for it".into());
         }
+        if self.hints.max_ttl.0 > MAX_TTL {
+            return field("hints.max_ttl", "at most 720h".into());
+        }
         self.page_kind()?;
         self.eager()?;
         self.write_behind()?;
         self.check_cluster()?;
+        self.check_claims()?;
+        self.check_programs()?;
+        self.socket_mode()?;
+        self.tenancy()?;
         if self.disk.enabled {
             self.disk_config()?;
         }

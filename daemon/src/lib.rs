@@ -8,16 +8,24 @@
 //! *Shutdown*: stop accepting, tell attachments, drain offloads until a deadline, close stores, leave.
 #![forbid(unsafe_code)]
 
+mod ahead;
+mod claims;
 pub mod cluster;
 pub mod config;
 pub mod descriptors;
 pub mod directory;
+mod guard;
+pub mod hints;
+mod marks;
 pub mod metrics;
 pub mod mover;
 pub mod node;
+mod operations;
 mod pool;
+mod programs;
 mod reclaim;
 pub mod recovery;
+pub mod rules;
 pub mod serve;
 mod services;
 pub mod units;

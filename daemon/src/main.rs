@@ -3,10 +3,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use kvtierd::config::Config;
-use kvtierd::{recovery, serve};
+use kvtierd::config::tenants::salt_digest_text;
+use kvtierd::{recovery, rules, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -20,6 +22,9 @@ struct Args {
     /// Check the configuration, print what is in force, and exit.
     #[arg(long)]
     check: bool,
+    /// Print the digest of the cache salt on standard input under the key in FILE, for `tenants.salt_digests`, and exit.
+    #[arg(long, value_name = "FILE")]
+    salt_digest: Option<PathBuf>,
     /// Log as JSON lines.
     #[arg(long)]
     log_json: bool,
@@ -27,6 +32,9 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(key) = &args.salt_digest {
+        return print_salt_digest(key);
+    }
     let config = match Config::load(args.config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
@@ -35,6 +43,10 @@ fn main() -> ExitCode {
         }
     };
     if args.check {
+        if let Err(error) = rules::RulesFile::open(&config) {
+            eprintln!("kvtierd: {error}");
+            return ExitCode::from(2);
+        }
         println!("{config:#?}\nconfiguration ok");
         return ExitCode::SUCCESS;
     }
@@ -60,10 +72,37 @@ fn main() -> ExitCode {
     }
 }
 
+fn print_salt_digest(key: &std::path::Path) -> ExitCode {
+    let digest = std::fs::read(key).and_then(|key| {
+        let salt = std::io::read_to_string(std::io::stdin())?;
+        Ok(salt_digest_text(&key, salt.trim_end_matches('\n')))
+    });
+    match digest {
+        Ok(digest) => {
+            println!("{digest}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("kvtierd: {}: {error}", key.display());
+            ExitCode::from(2)
+        }
+    }
+}
+
 async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let node = recovery::open(config).await?;
+    let of_task = Arc::clone(&node);
+    node.tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = of_task.stopping.cancelled() => return,
+                _ = hangup.recv() => drop(rules::reload(&of_task).await),
+            }
+        }
+    });
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}

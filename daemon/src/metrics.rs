@@ -13,10 +13,11 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use kvtier_policy::Core;
+use kvtier_policy::evict::Contender;
+use kvtier_policy::{Core, TierUse};
 use kvtier_storage::BlockStore;
 use kvtier_transport::TransportStats;
-use kvtier_types::{Origin, Tier};
+use kvtier_types::{Origin, SemanticType, Tier};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -100,6 +101,20 @@ impl Page {
         }
     }
 
+    /// A family with two labels.
+    fn pairs<'a>(
+        &mut self,
+        (name, kind, help): (&str, &str, &str),
+        labels: (&str, &str),
+        samples: impl Iterator<Item = ((&'a str, &'a str), u64)>,
+    ) {
+        self.line(format_args!("# HELP {name} {help}"));
+        self.line(format_args!("# TYPE {name} {kind}"));
+        for ((first, second), count) in samples {
+            self.line(format_args!("{name}{{{}=\"{first}\",{}=\"{second}\"}} {count}", labels.0, labels.1));
+        }
+    }
+
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
         writeln!(self.0, "{line}").expect("writing to a string does not fail");
     }
@@ -112,9 +127,17 @@ pub fn exposition(node: &Arc<Node>) -> String {
     node.read_core(|core| {
         core_counters(&mut page, core);
         core_gauges(&mut page, core);
+        claims(&mut page, core);
+        marks(&mut page, core);
     });
+    operations(&mut page, node);
+    programs(&mut page, node);
+    eviction(&mut page, node);
+    ahead(&mut page, node);
+    rules(&mut page, node);
     memory(&mut page, node);
     stores(&mut page, node);
+    hints(&mut page, node);
     cluster(&mut page, node);
     let hold = u64::try_from(node.take_longest_hold().as_micros()).unwrap_or(u64::MAX);
     let help = "Longest time the core's lock was held since the last scrape.";
@@ -172,6 +195,110 @@ fn core_gauges(page: &mut Page, core: &Core) {
     page.family("kvtier_movements_pending", "gauge", "Movements queued or under way.", pending);
 }
 
+fn claims(page: &mut Page, core: &Core) {
+    let held = core.claims_held().map(|(kind, count)| ("kind", kind, count));
+    page.family("kvtier_claims", "gauge", "Claims that live; for hints, the blocks they hold.", held);
+    let tiers = [Tier::Host, Tier::Disk];
+    let bytes = |pick: fn((u64, u64)) -> u64| tiers.map(|t| ("tier", t.name(), pick(core.claimed(t))));
+    page.family("kvtier_claimed_bytes", "gauge", "Bytes that hard claims hold.", bytes(|(claimed, _)| claimed));
+    page.family("kvtier_claim_budget_bytes", "gauge", "The most they may hold.", bytes(|(_, budget)| budget));
+    let counts = core.claim_counts();
+    let rows = [
+        ("what", "made", counts.made),
+        ("what", "clipped", counts.clipped),
+        ("what", "rejected", counts.rejected),
+        ("what", "expired", counts.expired),
+        ("what", "released", counts.released),
+    ];
+    page.family("kvtier_claim_calls_total", "counter", "What became of claims.", rows);
+}
+
+fn operations(page: &mut Page, node: &Node) {
+    let (running, counts) = node.operations.counts();
+    page.family("kvtier_operations_running", "gauge", "Long work of verbs under way.", [("", "", running as u64)]);
+    let ended = ["done", "cancelled", "expired"].into_iter().zip(counts.ended).map(|(state, n)| ("state", state, n));
+    page.family("kvtier_operations_total", "counter", "Operations that ended.", ended);
+    let blocks = ["done", "failed"].into_iter().zip(counts.blocks).map(|(end, n)| ("end", end, n));
+    page.family("kvtier_operation_blocks_total", "counter", "Blocks of operations that ended.", blocks);
+}
+
+fn ahead(page: &mut Page, node: &Node) {
+    let (spent, outstanding) = node.ahead.spent();
+    let fates = [
+        ("useful", spent.useful_bytes),
+        ("late", spent.late_bytes),
+        ("wasted", spent.wasted_bytes),
+        ("refused", spent.refused_bytes),
+    ];
+    let help = "Bytes brought up before programs returned, by what became of them.";
+    page.family("kvtier_prefetch_bytes_total", "counter", help, fates.map(|(fate, bytes)| ("fate", fate, bytes)));
+    let help = "Bytes brought up ahead that nobody has used yet.";
+    page.family("kvtier_prefetch_outstanding_bytes", "gauge", help, [("", "", outstanding)]);
+}
+
+fn eviction(page: &mut Page, node: &Node) {
+    let ((segments, classes), leader, guarded) =
+        node.read_core(|core| (core.segments(), core.leader(), core.eviction().is_guarded()));
+    let help = "Segments of blocks that were last used together.";
+    page.family("kvtier_segments", "gauge", help, [("", "", segments as u64)]);
+    let help = "Classes of segments that eviction tells apart.";
+    page.family("kvtier_segment_classes", "gauge", help, [("", "", classes as u64)]);
+    let may_lead = Contender::ALL.into_iter().filter(|contender| guarded || *contender == leader);
+    let leads = may_lead.map(|contender| ("policy", contender.name(), u64::from(contender == leader)));
+    page.family("kvtier_eviction_policy", "gauge", "1 for the ranking that host memory follows.", leads);
+}
+
+fn programs(page: &mut Page, node: &Node) {
+    let (known, c) = node.read_core(Core::program_counts);
+    page.family("kvtier_programs", "gauge", "Programs and sessions known.", [("", "", known as u64)]);
+    let kinds = ["tool_wait", "continuation", "fork", "join", "compaction", "completion", "cancellation"];
+    let signals = kinds.into_iter().zip(c.signals).map(|(kind, n)| ("kind", kind, n));
+    page.family("kvtier_signals_total", "counter", "Signals of programs taken in.", signals);
+    let help = "Block shards that only an abandoned program held: freed.";
+    page.family("kvtier_program_freed_blocks_total", "counter", help, [("", "", c.freed)]);
+    page.family("kvtier_program_freed_bytes_total", "counter", "Their bytes.", [("", "", c.freed_bytes)]);
+    let help = "Block shards that only a completed program held: they go first.";
+    page.family("kvtier_program_faded_blocks_total", "counter", help, [("", "", c.faded)]);
+    let watchers = services::watchers(&node.watchers);
+    page.family("kvtier_watchers", "gauge", "Streams of block events.", [("", "", watchers)]);
+    let events = node.read_core(Core::last_event);
+    page.family("kvtier_events_total", "counter", "Block events.", [("", "", events)]);
+}
+
+fn marks(page: &mut Page, core: &Core) {
+    let tiers = [Tier::Host, Tier::Disk];
+    let kept = tiers.map(|t| ("tier", t.name(), core.kept_use(t).bytes));
+    page.family("kvtier_kept_bytes", "gauge", "Bytes that taints and rules keep from making room.", kept);
+    let marks = core.marks() as u64;
+    page.family("kvtier_marked_blocks", "gauge", "Blocks of which something was said by verb.", [("", "", marks)]);
+    let waiting = core.pending_replications() as u64;
+    let help = "Block shards that wait for copies on other nodes.";
+    page.family("kvtier_replications_pending", "gauge", help, [("", "", waiting)]);
+    let c = core.counts();
+    page.family(
+        "kvtier_expired_blocks_total",
+        "counter",
+        "Block shards whose time ran out.",
+        [("", "", c.expired_blocks)],
+    );
+    let help = "Times that a budget did not take a copy which taints or rules would keep.";
+    page.family("kvtier_keeps_clipped_total", "counter", help, [("", "", c.clipped_keeps)]);
+    let uses = SemanticType::ALL.into_iter().flat_map(|s| Tier::ALL.map(|t| (s, t, core.type_use(s, t))));
+    let uses: Vec<_> = uses.filter(|(_, _, of)| of.copies > 0).collect();
+    let rows = |pick: fn(&TierUse) -> u64| uses.iter().map(move |(s, t, of)| ((s.name(), t.name()), pick(of)));
+    let labels = ("type", "tier");
+    page.pairs(("kvtier_type_copies", "gauge", "Copies by meaning and tier."), labels, rows(|of| of.copies));
+    page.pairs(("kvtier_type_bytes", "gauge", "Their bytes."), labels, rows(|of| of.bytes));
+}
+
+fn rules(page: &mut Page, node: &Node) {
+    let state = node.rules.state();
+    let help = "Times that rules were put in force since start.";
+    page.family("kvtier_rules_generation", "gauge", help, [("", "", state.generation)]);
+    let help = "1 while the rules file has a mistake and the rules stay as they were.";
+    page.family("kvtier_rules_refused", "gauge", help, [("", "", u64::from(!state.refused.is_empty()))]);
+}
+
 fn memory(page: &mut Page, node: &Node) {
     let stats = node.arena.stats();
     let rows = [
@@ -181,6 +308,21 @@ fn memory(page: &mut Page, node: &Node) {
     ];
     page.family("kvtier_host_bytes", "gauge", "Host memory for blocks.", rows);
     page.family("kvtier_host_pinned_frames", "gauge", "Frames under I/O.", [("", "", stats.pinned_frames)]);
+}
+
+fn hints(page: &mut Page, node: &Node) {
+    let names = [
+        ("kvtier_hints_applied_total", "Hints of clients that were taken, by action."),
+        ("kvtier_hints_clipped_total", "Hints of clients that were taken in part, by action."),
+        ("kvtier_hints_rejected_total", "Hints of clients that were not valid or not trusted, by action."),
+        ("kvtier_hints_ignored_total", "Hints of clients that nobody here carries out, by action."),
+    ];
+    for (fate, (name, help)) in names.into_iter().enumerate() {
+        let rows = node.hints.counts.of(fate).map(|(kind, count)| ("action", kind, count));
+        page.family(name, "counter", help, rows);
+    }
+    let help = "Runs of blocks that requests asked to keep and that found no room.";
+    page.family("kvtier_hints_not_held_total", "counter", help, [("", "", node.hints.counts.runs_not_held())]);
 }
 
 fn stores(page: &mut Page, node: &Node) {
@@ -208,6 +350,12 @@ fn cluster(page: &mut Page, node: &Node) {
     page.family("kvtier_published_anew_total", "counter", help, [("", "", counts.anew)]);
     let nodes = cluster.records().len() as u64;
     page.family("kvtier_cluster_nodes", "gauge", "Nodes that live, this one included.", [("", "", nodes)]);
+    let (waiting, bytes, dropped) = cluster.outbox.size();
+    let help = "Verbs that nodes which are away were not told yet, each counted once a node.";
+    page.family("kvtier_outbox_verbs", "gauge", help, [("", "", waiting as u64)]);
+    page.family("kvtier_outbox_bytes", "gauge", "Bytes of verbs that wait for nodes.", [("", "", bytes as u64)]);
+    let help = "Verbs that a node will not be told: too much waited for it, or for too long.";
+    page.family("kvtier_outbox_dropped_total", "counter", help, [("", "", dropped)]);
     let counts = node.read_core(|core| services::cluster_counts(node, core));
     let rows = counts.into_iter().map(|(name, n)| ("what", name, n));
     page.family("kvtier_cluster_blocks_total", "counter", "Block shards exchanged with other nodes.", rows);

@@ -3,7 +3,7 @@
 //! *Bounds*: the core has at most `max_offloads` and `max_onboards` movements under way; each is one task here.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvtier_memory::IoBuf;
 use kvtier_policy::{Action, FrameRef, MoveEnd, MoveId};
@@ -52,20 +52,32 @@ fn execute(node: &Arc<Node>, action: Action) {
         Action::Forget { tier, at, bytes } => node.stores.forget(tier, at, bytes),
         Action::Offload { id, to, meta, frame } => {
             let task = offload(Arc::clone(node), to, meta, frame);
-            report(node, id, task);
+            report(node, id, None, task);
         }
         Action::Onboard { id, key, from, at, expect, into } => {
             let task = onboard(Arc::clone(node), Source { key, from, at, expect }, into);
-            report(node, id, task);
+            report(node, id, Some((from, expect.bytes)), task);
         }
     }
 }
 
-fn report(node: &Arc<Node>, id: MoveId, work: impl Future<Output = MoveEnd> + Send + 'static) {
+/// Tells the core how a movement ended, and of a reload, from a tier and of so many bytes, what it took.
+fn report(
+    node: &Arc<Node>,
+    id: MoveId,
+    reload: Option<(Tier, u64)>,
+    work: impl Future<Output = MoveEnd> + Send + 'static,
+) {
     let node_of_task = Arc::clone(node);
     node.tasks.spawn(async move {
+        let began = Instant::now();
         let end = timeout(MOVE_DEADLINE, work).await.unwrap_or(MoveEnd::Failed);
-        node_of_task.with_core(|core, _| core.moved(id, end));
+        node_of_task.with_core(|core, _| {
+            if let Some((from, bytes)) = reload.filter(|_| matches!(end, MoveEnd::Done(_))) {
+                core.note_reload(from, bytes, began.elapsed());
+            }
+            core.moved(id, end);
+        });
         node_of_task.movement.notify_waiters();
     });
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant as StdInstant};
 
@@ -12,14 +12,18 @@ use kvtier_storage::BlockStore;
 use kvtier_storage::disk::DiskStore;
 use kvtier_storage::journal::Journal;
 use kvtier_storage::object::ObjectStoreTier;
-use kvtier_types::{Instant, Layout, Location, Tier};
+use kvtier_types::{FieldHasher, Instant, Layout, Location, TenantId, Tier};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::ahead::Ahead;
 use crate::cluster::Cluster;
-use crate::config::Config;
+use crate::config::{Config, Tenancy};
+use crate::hints::Hints;
+use crate::operations::Operations;
+use crate::rules::RulesFile;
 
 /// Random name of an attachment on the wire.
 pub type Token = [u8; 16];
@@ -28,6 +32,8 @@ pub type Token = [u8; 16];
 const DETACH_QUEUE: usize = 4;
 /// Layouts remembered to say which field differs.
 const MAX_KNOWN_LAYOUTS: usize = 64;
+/// Signals that come with requests and are carried out at once.
+const MAX_SIGNALS: usize = 256;
 
 /// The stores below host memory.
 #[derive(Debug, Default)]
@@ -63,6 +69,8 @@ impl Stores {
 #[derive(Debug)]
 struct Door {
     id: AttachmentId,
+    /// The tenant of the user that attached it, if it has one.
+    tenant: Option<TenantId>,
     detach: mpsc::Sender<String>,
 }
 
@@ -82,6 +90,12 @@ pub struct Node {
     pub notes: Vec<String>,
     /// The cluster it is part of.
     pub cluster: Option<Arc<Cluster>>,
+    /// Whose users and salts are whose.
+    pub tenancy: Tenancy,
+    /// Long work that verbs began.
+    pub(crate) operations: Operations,
+    /// What clients say with requests, and said ahead of them.
+    pub hints: Hints,
     /// Woken when the arena wants an extent made ready.
     pub growth: Notify,
     /// Woken when an extent was made ready.
@@ -93,9 +107,26 @@ pub struct Node {
     /// Every task the node started.
     pub tasks: TaskTracker,
     pub(crate) reclaiming: tokio::sync::Mutex<()>,
+    /// Held by whoever changes claims, until the journal has it.
+    pub(crate) claims_turn: tokio::sync::Mutex<()>,
+    /// Held by whoever journals of programs, until it is durable.
+    pub(crate) programs_turn: tokio::sync::Mutex<()>,
+    /// Woken when something happened that watchers may want to know.
+    pub(crate) happened: Notify,
+    /// Watchers there are.
+    pub(crate) watchers: AtomicUsize,
+    /// Held by whoever marks blocks, until the journal has it.
+    pub(crate) marks_turn: tokio::sync::Mutex<()>,
+    /// The rules file.
+    pub(crate) rules: RulesFile,
+    /// Signals that came with requests and are under way.
+    pub(crate) signals: Arc<Semaphore>,
+    /// What is brought up before programs return.
+    pub(crate) ahead: Ahead,
     /// Times that room was made below for records that had been refused.
     pub(crate) rooms_made: AtomicU64,
     draining: AtomicBool,
+    recovering: AtomicBool,
     peer_address: OnceLock<String>,
     core: Mutex<Core>,
     doors: Mutex<BTreeMap<Token, Door>>,
@@ -127,8 +158,14 @@ pub struct Parts {
     pub incarnation: u64,
     /// Notes of the start.
     pub notes: Vec<String>,
+    /// The rules file; its rules are in force in the core.
+    pub rules: RulesFile,
+    /// When the core's time began.
+    pub origin: StdInstant,
     /// The cluster it is part of.
     pub cluster: Option<Arc<Cluster>>,
+    /// Whose users and salts are whose.
+    pub tenancy: Tenancy,
 }
 
 impl Node {
@@ -136,6 +173,9 @@ impl Node {
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
+            ahead: Ahead::new(parts.config.prefetch_budget()),
+            signals: Arc::new(Semaphore::new(MAX_SIGNALS)),
+            hints: Hints::new(&parts.config.hints),
             config: parts.config,
             arena: parts.arena,
             stores: parts.stores,
@@ -143,19 +183,28 @@ impl Node {
             incarnation: parts.incarnation,
             notes: parts.notes,
             cluster: parts.cluster,
+            tenancy: parts.tenancy,
+            operations: Operations::default(),
             growth: Notify::new(),
             grown: Notify::new(),
             movement: Notify::new(),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
             reclaiming: tokio::sync::Mutex::new(()),
+            claims_turn: tokio::sync::Mutex::new(()),
+            programs_turn: tokio::sync::Mutex::new(()),
+            happened: Notify::new(),
+            watchers: AtomicUsize::new(0),
+            marks_turn: tokio::sync::Mutex::new(()),
+            rules: parts.rules,
             rooms_made: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            recovering: AtomicBool::new(false),
             peer_address: OnceLock::new(),
             core: Mutex::new(parts.core),
             doors: Mutex::new(BTreeMap::new()),
             layouts: Mutex::new(BTreeMap::new()),
-            origin: StdInstant::now(),
+            origin: parts.origin,
             longest_hold_nanos: AtomicU64::new(0),
         })
     }
@@ -175,20 +224,25 @@ impl Node {
     /// Calls the core, then carries out what it wants done.
     pub fn with_core<R>(self: &Arc<Self>, call: impl FnOnce(&mut Core, Instant) -> R) -> R {
         let mut actions: Vec<Action> = Vec::new();
-        let unpublished;
+        let (unpublished, happened);
         let result = {
             let mut core = self.core.lock();
             let held = StdInstant::now();
             let now = self.now();
             core.tell_time(now);
+            let before = core.last_event();
             let result = call(&mut core, now);
             actions.extend(std::iter::from_fn(|| core.poll_action()));
             unpublished = !core.publication_settled();
+            happened = core.last_event() != before;
             let nanos = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);
             self.longest_hold_nanos.fetch_max(nanos, Ordering::Relaxed);
             result
         };
         crate::mover::execute_all(self, actions);
+        if happened {
+            self.happened.notify_waiters();
+        }
         if let Some(cluster) = self.cluster.as_ref().filter(|_| unpublished) {
             cluster.publishing.notify_one();
         }
@@ -239,14 +293,18 @@ impl Node {
     }
 
     /// Opens a door for an attachment; the receiver gets the reason when it is shut.
-    pub fn open_door(&self, id: AttachmentId) -> Result<(Token, mpsc::Receiver<String>), rustix::io::Errno> {
+    pub fn open_door(
+        &self,
+        id: AttachmentId,
+        tenant: Option<TenantId>,
+    ) -> Result<(Token, mpsc::Receiver<String>), rustix::io::Errno> {
         let mut token = Token::default();
         let mut filled = 0;
         while filled < token.len() {
             filled += rustix::rand::getrandom(&mut token[filled..], rustix::rand::GetRandomFlags::empty())?;
         }
         let (detach, events) = mpsc::channel(DETACH_QUEUE);
-        self.doors.lock().insert(token, Door { id, detach });
+        self.doors.lock().insert(token, Door { id, tenant, detach });
         Ok((token, events))
     }
 
@@ -255,6 +313,25 @@ impl Node {
     pub fn attachment(&self, token: &[u8]) -> Option<AttachmentId> {
         let token: Token = token.try_into().ok()?;
         self.doors.lock().get(&token).map(|d| d.id)
+    }
+
+    /// Whose blocks a request with a cache salt reads and writes, made through the attachment behind a token. Unsalted
+    /// blocks are shared; a salt that the configuration lists is its tenant's; others belong to the tenant of the user that
+    /// attached, or else to whoever knows the salt, named by its digest.
+    #[must_use]
+    pub fn tenant_of_salt(&self, token: &[u8], salt: &str) -> TenantId {
+        if salt.is_empty() {
+            return TenantId::shared();
+        }
+        let attached = || {
+            let token: Token = token.try_into().ok()?;
+            self.doors.lock().get(&token).and_then(|door| door.tenant.clone())
+        };
+        self.tenancy.of_salt(salt).cloned().or_else(attached).unwrap_or_else(|| {
+            let digest = FieldHasher::new("kvtier cache salt v1").text(salt).finish();
+            let name = format!("salt-{}", hex::encode(&digest[..8]));
+            TenantId::new(&name).expect("hexadecimal digits make a valid id")
+        })
     }
 
     /// Shuts an attachment's door and lets it go.
@@ -295,6 +372,17 @@ impl Node {
     /// Takes no more attachments or reservations from now on.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// Says whether a tier's records are still being read.
+    pub fn set_recovering(&self, recovering: bool) {
+        self.recovering.store(recovering, Ordering::Release);
+    }
+
+    /// Whether a tier's records are still being read: blocks may come in that were not there before.
+    #[must_use]
+    pub fn is_recovering(&self) -> bool {
+        self.recovering.load(Ordering::Acquire)
     }
 
     /// Where peers reach this node's Peer service; unknown before it listens.

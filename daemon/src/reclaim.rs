@@ -94,10 +94,15 @@ async fn free_segment(node: &Arc<Node>, disk: &Arc<DiskStore>) {
             break;
         }
     }
-    // Everything is in use, or value is spread evenly: the emptiest segment goes whole.
+    // Everything is in use or claimed, or value is spread evenly: the emptiest segment goes whole.
     if let Some(segment) = disk.reclaim_candidate() {
-        for (key, at, _) in disk.live_records(segment) {
-            drop_record(node, Tier::Disk, &key, at);
+        for (key, at, bytes) in disk.live_records(segment) {
+            // Claims have budgets, so rewriting what they keep always frees something.
+            if node.read_core(|core| core.keeps_record(&key, at)) {
+                rewrite(node, disk, (key, at, bytes)).await;
+            } else {
+                drop_record(node, Tier::Disk, &key, at);
+            }
         }
     }
 }

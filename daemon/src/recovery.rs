@@ -1,6 +1,6 @@
 //! From what lies on disk to a core that serves it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -8,14 +8,17 @@ use kvtier_memory::{Arena, ArenaConfig};
 use kvtier_policy::Core;
 use kvtier_storage::StorageError;
 use kvtier_storage::disk::DiskStore;
-use kvtier_storage::journal::{Entry, Journal};
+use kvtier_storage::journal::{Entry, Journal, batches};
 use kvtier_storage::object::ObjectStoreTier;
-use kvtier_types::{Location, RecordMeta, ShardKey, Tier};
+use kvtier_types::{BlockKey, Instant, Location, RecordMeta, ShardKey, Tier};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::node::{Node, Parts, Stores};
 use crate::pool::{ArenaPool, slot_bytes};
+use crate::programs::Former;
+use crate::rules::RulesFile;
+use crate::{claims, marks};
 
 /// Keys evicted by verb, with the last sequence each eviction covers.
 pub type Tombstones = BTreeMap<ShardKey, u64>;
@@ -27,10 +30,11 @@ pub type Tombstones = BTreeMap<ShardKey, u64>;
 /// # Errors
 /// When directories, the journal or memory cannot be had.
 pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
+    let origin = std::time::Instant::now();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot create data_dir {}", config.data_dir.display()))?;
     let mut notes = Vec::new();
-    let (journal, state) = Journal::open(&config.data_dir.join("journal")).context("cannot open the journal")?;
+    let (journal, mut state) = Journal::open(&config.data_dir.join("journal")).context("cannot open the journal")?;
     notes.extend(state.notes.iter().cloned());
     let incarnation = state.incarnation + 1;
     journal.append(&[Entry::Incarnation(incarnation)]).context("cannot write the journal")?;
@@ -42,13 +46,34 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
         first_generation: first_generation(incarnation)?,
     })?;
     let mut core = Core::new(config.core_config()?, Box::new(ArenaPool(arena.clone())), slot_bytes);
+    let former = Former::of(&mut state, &mut core);
+    // Before the tiers: what they bring in is kept from the start.
+    let now = Instant::from_nanos(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    let ended: Vec<Entry> = claims::recover(&mut core, now, state.claims).into_iter().map(Entry::ClaimEnded).collect();
+    for batch in batches(&ended) {
+        journal.append(batch).context("cannot write the journal")?;
+    }
+    let (rules, in_force) = RulesFile::open(&config)?;
+    core.set_rules(in_force);
+    let (marked, found) = marks::Marked::new(state.marks.keys().copied());
+    let marked_up_to = state.marks.values().map(|m| m.up_to_sequence).max().unwrap_or(0);
+    marks::recover(&mut core, origin, state.marks);
+    core.sequence_floor(marked_up_to);
     let mut stores = Stores::default();
-    let mut sieve = Sieve { tombstones: state.evicted.clone(), damaged: state.damaged, kept: Tombstones::new() };
+    let mut sieve =
+        Sieve { tombstones: state.evicted, damaged: state.damaged, kept: Tombstones::new(), former, marked, found };
     core.sequence_floor(sieve.tombstones.values().copied().max().unwrap_or(0));
     open_disk(&config, &mut core, &mut stores, &mut sieve, &mut notes)?;
     let object = open_object(&config, &mut stores).await?;
     if object.is_none() && config.object.enabled {
         core.without(Tier::Object);
+    }
+    if object.as_ref().is_none_or(|(_, found)| !found.complete) {
+        let last = !config.object.enabled && stores.disk.is_some();
+        sieve.former.restore(&mut core, now);
+        if last {
+            sieve.former.compact(&journal);
+        }
     }
     if !config.object.enabled {
         sieve.compact(&journal, &stores).context("cannot compact the journal")?;
@@ -58,7 +83,9 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     }
     let cluster = Cluster::open(&config).await?;
     let journal = Arc::new(journal);
-    let parts = Parts { config, arena, stores, journal, core, incarnation, notes, cluster: Some(cluster) };
+    let tenancy = config.tenancy()?;
+    let cluster = Some(cluster);
+    let parts = Parts { config, arena, stores, journal, core, incarnation, notes, rules, origin, cluster, tenancy };
     let node = Node::new(parts);
     // What recovery decided to forget.
     node.with_core(|_, _| ());
@@ -107,6 +134,11 @@ struct Sieve {
     damaged: bool,
     /// Tombstones that still have a record to keep away.
     kept: Tombstones,
+    /// Blocks that verbs had marked, and those of which a record was found.
+    marked: BTreeSet<BlockKey>,
+    found: marks::Marked,
+    /// Who held what, and what was abandoned.
+    former: Former,
 }
 
 impl Sieve {
@@ -118,6 +150,9 @@ impl Sieve {
             let evicted = self.tombstones.get(&meta.key).filter(|up_to| meta.sequence <= **up_to);
             if let Some(up_to) = evicted {
                 self.kept.insert(meta.key, *up_to);
+            }
+            if self.marked.contains(&meta.key.block) {
+                self.found.found(&meta);
             }
             if evicted.is_some() || self.damaged {
                 stores.forget(tier, at, meta.bytes);
@@ -133,7 +168,8 @@ impl Sieve {
             return Ok(());
         }
         let idle = |key: &ShardKey, up_to| self.tombstones.get(key) == Some(&up_to) && !self.kept.contains_key(key);
-        journal.retain_evicted(|key, up_to| !idle(key, up_to))
+        journal.retain_evicted(|key, up_to| !idle(key, up_to))?;
+        self.found.compact(&self.marked, journal)
     }
 }
 
@@ -167,6 +203,7 @@ fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
     }
     found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
     let of_task = Arc::clone(node);
+    node.set_recovering(true);
     node.tasks.spawn(async move {
         let found = tokio::select! {
             () = of_task.stopping.cancelled() => return,
@@ -176,16 +213,21 @@ fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
             Ok(found) => feed_object(&of_task, found, sieve),
             Err(error) => tracing::error!(%error, "object tier: not recovered; what it holds is not served"),
         }
+        of_task.set_recovering(false);
     });
 }
 
 fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered, mut sieve: Sieve) {
     found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
     tracing::info!(records = found.records.len(), "object tier recovered");
-    node.with_core(|core, _| {
+    node.with_core(|core, now| {
         core.sequence_floor(found.next_sequence.saturating_sub(1));
         sieve.feed(core, &node.stores, Tier::Object, found.records);
+        sieve.former.restore(core, now);
     });
+    if node.stores.disk.is_some() || !node.config.disk.enabled {
+        sieve.former.compact(&node.journal);
+    }
     if let Err(error) = sieve.compact(&node.journal, &node.stores) {
         tracing::warn!(%error, "the journal was not compacted");
     }

@@ -10,6 +10,7 @@ use kvtier_proto::v1::admin_server::AdminServer;
 use kvtier_proto::v1::engine_server::EngineServer;
 use kvtier_proto::v1::kv_cache_server::KvCacheServer;
 use kvtier_proto::v1::peer_server::PeerServer;
+use kvtier_proto::v1::programs_server::ProgramsServer;
 use kvtier_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
 use kvtier_storage::BlockStore;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -19,8 +20,8 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use crate::node::Node;
-use crate::services::{AdminService, EngineService, KvCacheService, PeerService};
-use crate::{cluster, descriptors, metrics};
+use crate::services::{AdminService, EngineService, KvCacheService, PeerService, ProgramsService};
+use crate::{claims, cluster, descriptors, marks, metrics};
 
 /// How often what has outlived its time is looked for.
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
@@ -34,8 +35,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// When a socket cannot be had; the message says which.
 pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let grpc = bind_unix(&node.config.grpc_socket()).await?;
-    let fds = bind_unix(&node.config.fd_socket()).await?.into_std()?;
+    let mode = node.config.socket_mode()?;
+    let grpc = bind_unix(&node.config.grpc_socket(), mode).await?;
+    let fds = bind_unix(&node.config.fd_socket(), mode).await?.into_std()?;
     fds.set_nonblocking(false)?;
     if let Some(address) = node.config.listen.http {
         let bound = metrics::serve(Arc::clone(&node), address).await;
@@ -44,6 +46,9 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
     }
     let growing = start_growth(&node)?;
     start_expiry(&node);
+    node.tasks.spawn(crate::programs::run(Arc::clone(&node)));
+    node.tasks.spawn(crate::guard::run(Arc::clone(&node)));
+    node.tasks.spawn(crate::ahead::run(Arc::clone(&node)));
     let of_fds = Arc::clone(&node);
     std::thread::Builder::new().name("kvtier-fds".into()).spawn(move || descriptors::serve(of_fds, fds))?;
 
@@ -123,11 +128,12 @@ where
         .add_service(health)
         .add_service(reflection)
         .add_service(KvCacheServer::new(KvCacheService(Arc::clone(node))))
+        .add_service(ProgramsServer::new(ProgramsService(Arc::clone(node))))
         .add_service(AdminServer::new(AdminService(Arc::clone(node)))))
 }
 
-/// Binds a Unix socket that only this user can reach, in place of one whose daemon is gone.
-async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+/// Binds a Unix socket with permissions, in place of one whose daemon is gone.
+async fn bind_unix(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create run_dir {}", dir.display()))?;
     }
@@ -138,7 +144,7 @@ async fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
         std::fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {}", path.display()))?;
     }
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 
@@ -184,7 +190,11 @@ fn start_expiry(node: &Arc<Node>) {
             tokio::select! {
                 () = of_task.stopping.cancelled() => return,
                 _ = ticks.tick() => {
+                    let turn = of_task.claims_turn.lock().await;
                     let reaped = of_task.with_core(kvtier_policy::Core::expire);
+                    claims::journal_expired(&of_task).await;
+                    drop(turn);
+                    marks::journal_changes(&of_task).await;
                     if let Some(cluster) = &of_task.cluster {
                         of_task.read_core(|core| cluster.exposures.sweep(core));
                     }

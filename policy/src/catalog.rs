@@ -3,27 +3,36 @@
 //! Keys are interned once into a `u32` slab by a fixed-seed table. An entry without replicas stays while others name it
 //! as their parent, so that the tree under it keeps its shape; then it goes.
 
-use std::collections::VecDeque;
+mod ranks;
+
+use std::collections::{BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
-use kvtier_types::{BlockKey, LayoutId, Location, NamespaceId, NodeNumber, RecordMeta, ShardKey, TenantId, Tier};
+use kvtier_types::{
+    BlockKey, GroupSpec, Instant, Layout, LayoutId, Location, NamespaceId, NodeNumber, RecordMeta, ShardKey, Taint,
+    TenantId, Tier,
+};
 use rustc_hash::FxHashMap;
 
+use crate::census::{Census, Counted};
 use crate::directory::Tiers;
-use crate::entry::{Entry, Flags, child_index};
-use crate::evict::Facts;
+use crate::entry::{Entry, Flags, Kept, NEVER, child_index};
+use crate::events::{Event, EventKind, Events};
+use crate::evict::{SegmentId, Segments};
 use crate::frame::FrameRef;
 use crate::ghost::short;
+use crate::holders::Holders;
 use crate::intern::Interner;
-use crate::pools::Pools;
+use crate::pools::{Pools, is_held};
 use crate::publication::Publication;
+use crate::rules::Life;
+use ranks::Known;
 
 /// Number of an entry in the catalog's slab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockId(u32);
 
 impl BlockId {
-    #[cfg(test)]
     pub(crate) const fn new(index: u32) -> Self {
         Self(index)
     }
@@ -101,10 +110,28 @@ pub(crate) struct Catalog {
     index: HashTable<u32>,
     pub(crate) scopes: Interner<Scope>,
     pub(crate) programs: Interner<String>,
+    pub(crate) taints: Interner<Vec<Taint>>,
+    pub(crate) lives: Interner<Life>,
+    /// Ends by taint, which no rule puts off. Others end by rule.
+    pub(crate) ephemeral: FxHashMap<BlockId, Instant>,
+    expiries: BTreeSet<(Instant, BlockId)>,
+    census: Census,
     layouts: Vec<LayoutId>,
+    /// Shards that blocks of each layout had so far: the highest index plus one.
+    shards: Vec<u16>,
     pools: Pools,
+    /// What was used together, and how soon such was used again.
+    pub(crate) segments: Segments,
     /// Who else is said to have the shards that are flagged `REMOTE`.
     pub(crate) remotes: FxHashMap<BlockId, Remote>,
+    /// Who holds what.
+    pub(crate) holders: Holders,
+    /// What faded and was not asked for yet.
+    pub(crate) faded: Vec<BlockId>,
+    /// What happened lately.
+    pub(crate) events: Events,
+    /// Tokens of a block, by layout and group, as engines were attached with them.
+    block_tokens: FxHashMap<(u16, u16), u32>,
     /// What the directory is told; `None` where there is no cluster.
     pub(crate) publication: Option<Publication>,
 }
@@ -117,9 +144,20 @@ impl Catalog {
             index: HashTable::new(),
             scopes: Interner::default(),
             programs: Interner::default(),
+            taints: Interner::default(),
+            lives: Interner::default(),
+            ephemeral: FxHashMap::default(),
+            expiries: BTreeSet::new(),
+            census: Census::default(),
             layouts: Vec::new(),
+            shards: Vec::new(),
             pools,
+            segments: Segments::default(),
             remotes: FxHashMap::default(),
+            holders: Holders::default(),
+            faded: Vec::new(),
+            events: Events::default(),
+            block_tokens: FxHashMap::default(),
             publication: None,
         }
     }
@@ -131,7 +169,20 @@ impl Catalog {
         }
         let number = u16::try_from(self.layouts.len()).ok()?;
         self.layouts.push(*layout);
+        self.shards.push(0);
         Some(number)
+    }
+
+    /// Takes note of how many tokens the blocks of a layout's groups have.
+    pub(crate) fn note_block_tokens(&mut self, layout: u16, groups: &[GroupSpec]) {
+        for (group, spec) in (0..).zip(groups) {
+            self.block_tokens.insert((layout, group), spec.block_tokens);
+        }
+    }
+
+    /// Tokens of a block, `None` while no engine was attached with its layout.
+    pub(crate) fn block_tokens(&self, layout: u16, group: u16) -> Option<u32> {
+        self.block_tokens.get(&(layout, group)).copied()
     }
 
     /// Number of a layout seen before.
@@ -148,14 +199,41 @@ impl Catalog {
     }
 
     /// Every entry of a block, whatever its layout or shard.
-    pub(crate) fn find_all(&self, key: &BlockKey, shards: u16) -> Vec<BlockId> {
-        let layouts = u16::try_from(self.layouts.len()).expect("layouts are numbered by u16");
-        let pairs = (0..layouts).flat_map(|l| (0..shards).map(move |s| (l, s)));
-        pairs.filter_map(|(l, s)| self.find(key, l, s)).collect()
+    pub(crate) fn find_all(&self, key: &BlockKey) -> Vec<BlockId> {
+        let layouts = (0..).zip(&self.shards);
+        let pairs = layouts.flat_map(|(layout, shards)| (0..*shards).map(move |shard| (layout, shard)));
+        pairs.filter_map(|(layout, shard)| self.find(key, layout, shard)).collect()
+    }
+
+    /// Takes note of how many shards blocks of a layout have.
+    pub(crate) fn note_shards(&mut self, layout: u16, shards: u16) {
+        let known = &mut self.shards[usize::from(layout)];
+        *known = (*known).max(shards).min(Layout::MAX_SHARDS);
+    }
+
+    /// The layouts seen so far, each with the shards that its blocks had.
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&LayoutId, u16)> {
+        self.layouts.iter().zip(self.shards.iter().copied())
+    }
+
+    /// Names an entry's parent where it has none. The entry has no children, so that no circle can come of it.
+    pub(crate) fn set_parent(&mut self, id: BlockId, parent: BlockId) {
+        let entry = self.get(id);
+        if id == parent || entry.parent.is_some() || entry.links > 0 || entry.fastest().is_some() {
+            return;
+        }
+        self.slab[parent.0 as usize].as_mut().expect("a parent is present when its child comes").links += 1;
+        self.slab[id.0 as usize].as_mut().expect("checked above").parent = Some(parent);
+        self.held_from_now_on(id, parent);
     }
 
     pub(crate) fn get(&self, id: BlockId) -> &Entry {
         self.slab[id.0 as usize].as_ref().expect("block ids are held only while their entry is present")
+    }
+
+    /// An entry, to change what neither rankings nor counts read.
+    pub(crate) fn raw(&mut self, id: BlockId) -> &mut Entry {
+        self.slab[id.0 as usize].as_mut().expect("block ids are held only while their entry is present")
     }
 
     pub(crate) fn try_get(&self, id: BlockId) -> Option<&Entry> {
@@ -164,6 +242,7 @@ impl Catalog {
 
     pub(crate) fn insert(&mut self, entry: Entry) -> BlockId {
         let hashed = hash(&entry.key, entry.layout, entry.shard);
+        self.note_shards(entry.layout, entry.shard.saturating_add(1));
         if let Some(parent) = entry.parent {
             self.slab[parent.0 as usize].as_mut().expect("a parent is present when its child comes").links += 1;
         }
@@ -171,7 +250,9 @@ impl Catalog {
             self.slab.push(None);
             u32::try_from(self.slab.len() - 1).expect("fewer than four billion blocks")
         });
+        let expires = entry.expires;
         self.slab[at as usize] = Some(entry);
+        self.await_expiry(BlockId(at), expires);
         let slab = &self.slab;
         self.index.insert_unique(hashed, at, |&other| {
             let e = slab[other as usize].as_ref().expect("indexed entries are present");
@@ -183,19 +264,98 @@ impl Catalog {
     /// Changes an entry's state and keeps rankings, child counts and the tree in step. Returns whether it remains.
     pub(crate) fn update(&mut self, id: BlockId, change: impl FnOnce(&mut Entry)) -> bool {
         let before = Tier::ALL.map(|t| self.get(id).resident(t));
+        let counted = Counted::of(self.get(id), self.pools.class_of(self.get(id).bytes));
+        let (expired, touched, held) = (self.get(id).expires, self.get(id).touched, is_held(self.get(id).standing));
         self.unrank(id);
         change(self.slab[id.0 as usize].as_mut().expect("block ids are held only while their entry is present"));
-        let parent = self.get(id).parent;
+        self.find_segment(id);
+        let entry = self.slab[id.0 as usize].as_mut().expect("changed entries are present");
+        // A copy that comes back asks for its place anew.
+        let stays = entry.stays;
+        entry.stays = Kept::of(|t| stays.has(t) && entry.resident(t));
+        let parent = entry.parent;
+        let recounted = Counted::of(entry, self.pools.class_of(entry.bytes));
+        let tenant = |of: &Counted| &self.scopes.get(of.scope).tenant;
+        self.census.recount((counted, tenant(&counted)), (recounted, tenant(&recounted)));
+        let entry = &*entry;
+        if entry.expires != expired {
+            let expires = entry.expires;
+            self.expiries.remove(&(expired, id));
+            self.await_expiry(id, expires);
+        }
+        let used = self.get(id).touched != touched;
+        for tier in [Tier::Host, Tier::Disk, Tier::Object] {
+            let holds = is_held(self.get(id).standing) && self.get(id).resident(tier);
+            if holds != (held && before[tier.index()]) {
+                let bytes = self.get(id).bytes;
+                self.pools.pool(tier, bytes).hold(holds);
+            }
+        }
         for tier in [Tier::Host, Tier::Disk, Tier::Object] {
             match (before[tier.index()], self.get(id).resident(tier)) {
-                (false, true) => self.count_child(parent, tier, 1),
-                (true, false) => self.count_child(parent, tier, -1),
+                (true, true) if used => self.ranked_as(id, tier, Known::Used),
+                (false, true) => {
+                    self.ranked_as(id, tier, Known::Came);
+                    self.count_child(parent, tier, 1);
+                    self.note_event(id, EventKind::Stored, Some(tier));
+                }
+                (true, false) => {
+                    self.ranked_as(id, tier, Known::Left);
+                    self.count_child(parent, tier, -1);
+                    self.note_event(id, EventKind::Removed, Some(tier));
+                }
                 _ => {}
             }
         }
         self.rank(id);
         self.note_change(id);
         self.drop_if_empty(id)
+    }
+
+    /// A use of an entry begins or ends: its leases, its last use and its segment change, and nothing that is counted
+    /// elsewhere. Returns whether it remains.
+    pub(crate) fn touch(&mut self, id: BlockId, change: impl FnOnce(&mut Entry)) -> bool {
+        self.unrank(id);
+        let entry = self.slab[id.0 as usize].as_mut().expect("block ids are held only while their entry is present");
+        let before = entry.touched;
+        change(entry);
+        if entry.touched != before {
+            for tier in [Tier::Host, Tier::Disk, Tier::Object] {
+                if self.get(id).resident(tier) {
+                    self.ranked_as(id, tier, Known::Used);
+                }
+            }
+        }
+        self.rank(id);
+        self.drop_if_empty(id)
+    }
+
+    /// What came without a call (from a former life, from elsewhere) is as what it goes on from.
+    fn find_segment(&mut self, id: BlockId) {
+        let entry = self.get(id);
+        if entry.segment == SegmentId::NONE && entry.fastest().is_some() {
+            let (parent, semantic) = (entry.parent.map_or(SegmentId::NONE, |p| self.get(p).segment), entry.semantic);
+            let segment = self.segments.beside(parent, semantic);
+            self.slab[id.0 as usize].as_mut().expect("checked above").segment = segment;
+        }
+    }
+
+    /// Notes for watchers what happens to an entry.
+    pub(crate) fn note_event(&mut self, id: BlockId, kind: EventKind, tier: Option<Tier>) {
+        let entry = self.get(id);
+        let event = Event {
+            sequence: 0,
+            kind,
+            key: Some(entry.key),
+            tier,
+            semantic: entry.semantic,
+            program: self.programs.get(entry.program).clone(),
+            tenant: self.scopes.get(entry.scope).tenant.clone(),
+            model: self.scopes.get(entry.scope).model.clone(),
+            reason: "",
+            bytes: u64::from(entry.bytes),
+        };
+        self.events.push(event);
     }
 
     /// Queues an entry of which the directory was told something else than what is.
@@ -235,6 +395,22 @@ impl Catalog {
         (old != new).then_some((key, old, new))
     }
 
+    fn await_expiry(&mut self, id: BlockId, at: Instant) {
+        if at != NEVER {
+            self.expiries.insert((at, id));
+        }
+    }
+
+    /// The entry that ends first, and when.
+    pub(crate) fn first_expiry(&self) -> Option<(Instant, BlockId)> {
+        self.expiries.first().copied()
+    }
+
+    /// Copies by type and tier.
+    pub(crate) const fn census(&self) -> &Census {
+        &self.census
+    }
+
     fn count_child(&mut self, parent: Option<BlockId>, tier: Tier, by: i32) {
         let Some(parent) = parent else { return };
         self.unrank(parent);
@@ -259,7 +435,7 @@ impl Catalog {
     fn is_empty(&self, id: BlockId) -> bool {
         let entry = self.get(id);
         let held = entry.in_use() || entry.host.is_some() || entry.disk.is_some() || entry.object.is_some();
-        let awaited = Flags::QUEUED | Flags::DIRTY | Flags::REMOTE;
+        let awaited = Flags::QUEUED | Flags::DIRTY | Flags::REMOTE | Flags::REPLICATE;
         !held && entry.links == 0 && !entry.flags.has(awaited)
     }
 
@@ -271,40 +447,23 @@ impl Catalog {
         }
         self.free.push(id.0);
         self.remotes.remove(&id);
+        let parent = entry.parent.map(|p| (p, self.get(p).flags.has(Flags::FADED)));
+        self.holders.removed(id, parent);
+        self.ephemeral.remove(&id);
+        self.expiries.remove(&(entry.expires, id));
+        self.segments.leave(entry.segment);
         self.scopes.release(entry.scope);
         self.programs.release(entry.program);
+        self.taints.release(entry.taints);
+        self.lives.release(entry.life);
         let parent = entry.parent?;
         self.slab[parent.0 as usize].as_mut().expect("a parent outlives its children").links -= 1;
         Some(parent)
     }
 
-    fn rank(&mut self, id: BlockId) {
-        for tier in [Tier::Host, Tier::Disk, Tier::Object] {
-            let entry = self.slab[id.0 as usize].as_mut().expect("ranked entries are present");
-            if entry.evictable(tier) && !entry.flags.has(Flags::ranked(tier)) {
-                entry.flags.set(Flags::ranked(tier), true);
-                self.pools.ranking(tier, entry.bytes).insert(id, facts(entry));
-            }
-        }
-    }
-
-    fn unrank(&mut self, id: BlockId) {
-        for tier in [Tier::Host, Tier::Disk, Tier::Object] {
-            let entry = self.slab[id.0 as usize].as_mut().expect("ranked entries are present");
-            if entry.flags.has(Flags::ranked(tier)) {
-                entry.flags.set(Flags::ranked(tier), false);
-                self.pools.ranking(tier, entry.bytes).remove(id, facts(entry));
-            }
-        }
-    }
-
     /// Whether an entry waits in the queue of publication.
     pub(crate) fn is_dirty(&self, id: BlockId) -> bool {
         self.get(id).flags.has(Flags::DIRTY)
-    }
-
-    pub(crate) fn pools(&self) -> &Pools {
-        &self.pools
     }
 
     /// Entries from slab index `from` on.
@@ -344,10 +503,6 @@ impl Catalog {
             Tier::Object => entry.object.as_ref().map(|l| at(l, "pack")),
         }
     }
-}
-
-const fn facts(entry: &Entry) -> Facts {
-    Facts { touched: entry.touched, depth_blocks: entry.depth_blocks }
 }
 
 /// A key is a digest already: mixing in layout and shard is all that is left to do.

@@ -1,6 +1,6 @@
 //! Leases: the guard of one request over the blocks it is about to load.
 
-use kvtier_types::{Instant, Origin};
+use kvtier_types::{Instant, Origin, Toleration};
 
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
@@ -60,4 +60,6 @@ pub(crate) struct Lease {
     pub(crate) expires: Instant,
     /// A shard of it was reported corrupt.
     pub(crate) corrupt: bool,
+    /// Taints that the request bears with.
+    pub(crate) tolerations: Vec<Toleration>,
 }

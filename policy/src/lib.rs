@@ -15,33 +15,46 @@
 
 mod attachment;
 mod catalog;
+mod census;
+mod claims;
 mod core;
 pub mod directory;
 mod entry;
-mod evict;
+mod events;
+pub mod evict;
 mod frame;
 mod ghost;
+mod holders;
 mod intern;
 mod lease;
 mod ledger;
 mod members;
 pub mod peer;
+pub mod programs;
 
 pub mod limits;
 mod pools;
 mod publication;
+mod rules;
 
 pub use attachment::{AttachSpec, AttachmentId, AttachmentInfo, Role};
 pub use catalog::{BlockId, Scope, Source};
+pub use claims::{ClaimsConfig, MAX_CLAIMS_PER_BLOCK, MAX_HINTED, MAX_REMEMBERED, TierBudget};
 pub use core::{
-    Action, AnswerFrame, BlockView, Core, CoreConfig, CoreError, Counts, EvictPlan, ExportError, ExportRequest,
-    Exported, FetchConfig, FetchEnd, LoadReport, LoadResult, Located, LookupAnswer, LookupRange, LookupRequest,
-    MAX_EXPORT_TTL, MoveEnd, MoveId, Publish, RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation,
-    ReserveRequest, SealOutcome, SealRequest, TierUse, WriteBehind,
+    Action, AnswerFrame, BlockView, ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, Core, CoreConfig, CoreError,
+    Counts, EvictPlan, Explained, ExportError, ExportRequest, Exported, FetchConfig, FetchEnd, Freed, GuardEvent,
+    HolderRecord, KnownSpace, ListFilter, LoadReport, LoadResult, Located, LookupAnswer, LookupRange, LookupRequest,
+    MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE, MAX_EXPORT_TTL, MAX_PROGRAMS_PAGE, Mark, MarkChange, MarkPlan, MoveEnd,
+    MoveId, MovePlan, MoveStep, Moved, ProgramCounts, ProgramEvent, ProgramView, Publish, RangeAnswer, Reclaimed,
+    ReleaseReport, ReplicaView, Reservation, ReserveRequest, SealOutcome, SealRequest, Signal, SignalAnswer,
+    SignalKind, Survey, TaintPattern, TierUse, WriteBehind, prompt_keys,
 };
-pub use evict::{LeafLru, Ranking};
+pub use events::{Event, EventKind, MAX_EVENTS, MAX_EVENTS_PAGE};
+pub use evict::{EvictionConfig, Standing};
 pub use frame::{Allocation, FramePool, FrameRef, TwinPool};
+pub use holders::{HolderKind, HolderName, HolderState, MAX_HOLDERS};
 pub use lease::LeaseId;
 pub use ledger::{Ledger, MissReason};
 pub use members::{Member, Members};
+pub use pools::COMMON_PRIORITY;
 pub use publication::{PublicationCounts, Verdict};

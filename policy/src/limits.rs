@@ -26,5 +26,15 @@ pub const MAX_TOUCHES_PER_CALL: usize = 1024;
 pub const MAX_UNPUBLISHED_REMOVALS: usize = 262_144;
 /// Sources remembered for one shard.
 pub const MAX_SOURCES: usize = 4;
+/// Blocks marked by verb since start, and those that the journal kept.
+pub const MAX_MARKS: usize = 262_144;
+/// Blocks that wait for copies on other nodes.
+pub const MAX_REPLICATIONS: usize = 65_536;
 /// Blocks answered by one page of a listing.
 pub const MAX_LIST_PAGE: usize = 1000;
+/// Entries that one call of a listing looks at.
+pub const MAX_LIST_SCAN: usize = 16_384;
+/// Namespaces with a layout that are remembered after their last engine left.
+pub const MAX_KNOWN_SPACES: usize = 256;
+/// Abandoned programs that are remembered, so that nothing they wrote comes back.
+pub const MAX_CANCELLED: usize = 65_536;

@@ -3,14 +3,15 @@
 //! The model knows the bytes: a sealed block's checksum is its key, and every frame remembers what was last written to
 //! it. A hit whose frame holds something else would be wrong bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvtier_policy::{
-    Action, AttachSpec, AttachmentId, Core, CoreConfig, FrameRef, LeaseId, LookupRange, LookupRequest, MoveEnd,
-    ReleaseReport, Reservation, ReserveRequest, Role, SealRequest, TwinPool,
+    Action, AttachSpec, AttachmentId, Core, CoreConfig, FrameRef, LeaseId, LookupRange, LookupRequest, MarkChange,
+    MoveEnd, ReleaseReport, Reservation, ReserveRequest, Role, SealRequest, TaintPattern, TierBudget, TwinPool,
 };
 use kvtier_types::{
-    BlockHints, BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, TenantId, Tier,
+    BlockKey, Effect, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Outcome, RequestHints,
+    Taint, TenantId, Tier,
 };
 use proptest::prelude::{Strategy, prop, proptest};
 
@@ -27,6 +28,9 @@ enum Step {
     Release { request: u8, lost: bool },
     Act { outcome: u8 },
     Evict { chain: u8, block: u8, all: bool },
+    Move { chain: u8, down: bool },
+    LetGo,
+    Mark { chain: u8, block: u8, what: u8, add: bool },
     Reclaim,
     Reattach,
     Wait { seconds: u8 },
@@ -45,16 +49,41 @@ fn step() -> impl Strategy<Value = Step> {
         (4, (chain.clone(), 0..4u8).prop_map(|(chain, request)| Step::Lookup { chain, request }).boxed()),
         (3, (0..4u8, prop::bool::ANY).prop_map(|(request, lost)| Step::Release { request, lost }).boxed()),
         (8, (0..10u8).prop_map(|outcome| Step::Act { outcome }).boxed()),
+        (3, (chain.clone(), prop::bool::ANY).prop_map(|(chain, down)| Step::Move { chain, down }).boxed()),
+        (1, prop::strategy::Just(Step::LetGo).boxed()),
         (
             1,
             (chain, 0..LENGTH, prop::bool::ANY)
                 .prop_map(|(chain, block, all)| Step::Evict { chain, block, all })
                 .boxed(),
         ),
+        (
+            3,
+            (0..CHAINS, 0..LENGTH, 0..5u8, prop::bool::weighted(0.7))
+                .prop_map(|(chain, block, what, add)| Step::Mark { chain, block, what, add })
+                .boxed(),
+        ),
         (1, prop::strategy::Just(Step::Reclaim).boxed()),
         (1, prop::strategy::Just(Step::Reattach).boxed()),
         (1, (1..40u8).prop_map(|seconds| Step::Wait { seconds }).boxed()),
     ])
+}
+
+/// Blocks from here on may be ephemeral, those before may be secret: one that ends takes what was said of it along.
+const EPHEMERAL_FROM: u8 = 4;
+/// Blocks that marks may keep in a tier.
+const KEPT: u64 = 4;
+
+fn taint(what: u8, block: u8) -> Taint {
+    let text = match what {
+        0 if block < EPHEMERAL_FROM => "a:NoServe",
+        0 => "a:Ephemeral(20s)",
+        1 => "b:NoEvict",
+        2 => "c:NoOffload",
+        3 => "d:PreferEvict",
+        _ => "e:NoReplicate",
+    };
+    text.parse().expect("a taint")
 }
 
 /// A chain's block; the first two blocks are the same in every chain, like a shared system prompt.
@@ -79,7 +108,13 @@ struct World {
     reserved: Vec<(BlockKey, FrameRef)>,
     leases: BTreeMap<u8, LeaseId>,
     actions: Vec<Action>,
+    /// Blocks that move by verb, and where to.
+    flight: Option<(LeaseId, Vec<BlockKey>, Tier)>,
     next_offset: u32,
+    /// Blocks that nobody may be handed.
+    secret: BTreeSet<BlockKey>,
+    /// When blocks end.
+    ends: BTreeMap<BlockKey, Instant>,
 }
 
 fn spec() -> AttachSpec {
@@ -112,7 +147,9 @@ fn spec() -> AttachSpec {
 
 impl World {
     fn new() -> Self {
-        let config = CoreConfig { disk: true, max_offloads: 3, max_onboards: 2, ..CoreConfig::default() };
+        let mut config = CoreConfig { disk: true, max_offloads: 3, max_onboards: 2, ..CoreConfig::default() };
+        let budget = TierBudget { node_bytes: KEPT * BLOCK, owner_bytes: KEPT * BLOCK };
+        config.claims.budgets = [budget; Tier::ALL.len()];
         let mut core = Core::new(config, Box::new(TwinPool::new(FRAMES * BLOCK)), |bytes| bytes);
         let now = Instant::from_nanos(1);
         let who = core.attach(now, spec()).expect("a first attachment is admitted");
@@ -125,7 +162,10 @@ impl World {
             reserved: Vec::new(),
             leases: BTreeMap::new(),
             actions: Vec::new(),
+            flight: None,
             next_offset: 0,
+            secret: BTreeSet::new(),
+            ends: BTreeMap::new(),
         }
     }
 
@@ -149,6 +189,9 @@ impl World {
                 let tiers: &[Tier] = if all { &[] } else { &[Tier::Host] };
                 self.core.apply_evict(&[key(chain, block)], tiers);
             }
+            Step::Move { chain, down } => self.step_move(chain, if down { Tier::Disk } else { Tier::Host }),
+            Step::LetGo => self.let_go(),
+            Step::Mark { chain, block, what, add } => self.mark(&key(chain, block), taint(what, block), add),
             Step::Reclaim => {
                 self.core.reclaim(Tier::Disk, BLOCK);
             }
@@ -162,9 +205,63 @@ impl World {
                 self.now = self.now + std::time::Duration::from_secs(seconds.into());
                 self.core.heartbeat(self.now, self.who).expect("attached");
                 self.core.expire(self.now);
+                let now = self.now;
+                for over in self.ends.extract_if(.., |_, at| *at <= now).map(|(key, _)| key).collect::<Vec<_>>() {
+                    assert!(self.core.locate(&over).is_none(), "{over} outlived its time");
+                }
             }
         }
         self.take_actions();
+    }
+
+    /// Goes on with what moves, or begins to move a chain.
+    fn step_move(&mut self, chain: u8, to: Tier) {
+        let (lease, mut keys, to) = self.flight.take().unwrap_or_else(|| {
+            let keys: Vec<BlockKey> = (1..LENGTH).map(|block| key(chain, block)).collect();
+            let lease = self.core.hold_blocks(self.now, &keys, Some(to)).expect("few blocks");
+            (lease, keys, to)
+        });
+        let step = self.core.step_move(lease, &keys, to);
+        for moved in step.ended {
+            keys.retain(|key| *key != moved.key);
+            if moved.outcome != Outcome::Applied || to != Tier::Disk {
+                continue;
+            }
+            // A faster copy goes only when the slower one is there.
+            assert!(self.disk.values().any(|(stored, _)| *stored == moved.key), "no record of what was moved to disk");
+            assert_eq!(self.core.lies_in(&moved.key, Tier::Disk), Some((true, BLOCK)));
+            assert_eq!(self.core.lies_in(&moved.key, Tier::Host), Some((false, BLOCK)));
+        }
+        self.flight = Some((lease, keys, to));
+        if self.flight.as_ref().is_some_and(|(_, keys, _)| keys.is_empty()) {
+            self.let_go();
+        }
+    }
+
+    fn let_go(&mut self) {
+        if let Some((lease, ..)) = self.flight.take() {
+            self.core.release_export(lease);
+        }
+    }
+
+    fn mark(&mut self, key: &BlockKey, taint: Taint, add: bool) {
+        let pattern = TaintPattern { key: Some(taint.key.clone()), ..TaintPattern::default() };
+        let change = if add {
+            MarkChange { absent: true, add: vec![taint.clone()], ..MarkChange::default() }
+        } else {
+            MarkChange { remove: vec![pattern], ..MarkChange::default() }
+        };
+        let (outcome, _) = self.core.mark(self.now, &[*key], &change).outcomes[0];
+        match taint.effect {
+            Effect::NoServe if add => drop(self.secret.insert(*key)),
+            // Nothing was said of it, then.
+            Effect::NoServe => drop(self.secret.remove(key)),
+            Effect::Ephemeral(span) if add && matches!(outcome, Outcome::Applied | Outcome::Clipped) => {
+                self.ends.insert(*key, self.now + span);
+            }
+            Effect::Ephemeral(_) => drop(self.ends.remove(key)),
+            _ => {}
+        }
     }
 
     fn take_actions(&mut self) {
@@ -186,11 +283,13 @@ impl World {
             first_block: first.into(),
             keys: keys.clone(),
             tenant: TenantId::shared(),
-            hints: BlockHints::default(),
+            hints: RequestHints::default(),
         };
         let answers = self.core.reserve(self.now, &request).expect("attached");
         for (key, answer) in keys.into_iter().zip(answers) {
             if let Reservation::Granted(frames) = answer {
+                // Its time begins anew.
+                self.ends.remove(&key);
                 self.reserved.push((key, frames[0]));
             }
         }
@@ -218,6 +317,8 @@ impl World {
             request_id: request.to_string(),
             ranges: vec![LookupRange { group: 0, first_block: 0, keys }],
             local_tokens: 0,
+            tenant: TenantId::shared(),
+            hints: RequestHints::default(),
         };
         let lease = self.core.lookup(self.now, lookup).expect("attached");
         self.leases.insert(request, lease);
@@ -228,6 +329,7 @@ impl World {
         assert!(found[hits..].iter().all(Option::is_none), "a hit is a prefix: {found:?}");
         for (block, frame) in (0..).zip(&answer.ranges[0].frames) {
             let want = checksum(&key(chain, block));
+            assert!(!self.secret.contains(&key(chain, block)), "a secret was handed out");
             assert_eq!(frame.checksum, want, "the catalog's checksum is another block's");
             assert_eq!(self.read(frame.frame), Some(want), "the frame holds something else");
         }
@@ -280,6 +382,9 @@ impl World {
     fn check(&self) {
         let ledger = self.core.ledger();
         assert_eq!(ledger.rows().map(|(_, n)| n).sum::<u64>(), ledger.looked_up(), "the parts sum to the whole");
+        for tier in [Tier::Host, Tier::Disk] {
+            assert!(self.core.kept_use(tier).bytes <= KEPT * BLOCK, "marks keep no more than they may");
+        }
         assert!(self.core.tier_use(Tier::Host).bytes <= FRAMES * BLOCK, "capacity is never exceeded");
         assert_eq!(self.core.tier_use(Tier::Disk).copies, self.disk.len() as u64, "the disk's records are all known");
     }
@@ -287,12 +392,16 @@ impl World {
     /// Ends everything that is under way, and lets everybody go: nothing may be left over.
     fn wind_down(&mut self) {
         self.core.detach(self.who);
+        self.let_go();
         self.take_actions();
         while !self.actions.is_empty() {
             self.act(9);
             self.take_actions();
         }
         let every: Vec<BlockKey> = (0..CHAINS).flat_map(|c| (0..LENGTH).map(move |b| key(c, b))).collect();
+        let unmark = MarkChange { remove: vec![TaintPattern::default()], ..MarkChange::default() };
+        self.core.mark(self.now, &every, &unmark);
+        assert_eq!(self.core.kept_use(Tier::Host).copies + self.core.kept_use(Tier::Disk).copies, 0);
         self.core.apply_evict(&every, &[]);
         self.take_actions();
         assert_eq!(self.core.tier_use(Tier::Host).copies, 0);

@@ -2,12 +2,17 @@
 //! here once; nothing behind this module sees an unchecked value.
 
 use kvtier_types::{
-    BadDigest, BadLayout, BadNodeId, BadTenantId, BlockHints, BlockKey, DIGEST_BYTES, GroupKind, GroupSpec,
-    HashAlgorithm, Layout, LayoutId, Namespace, NamespaceId, NodeId, Origin, Outcome, RecordMeta, SemanticType,
-    ShardKey, TenantId, Tier, UnknownHashAlgorithm,
+    BadDigest, BadLayout, BadNodeId, BadTaint, BadTenantId, BlockKey, DIGEST_BYTES, GroupKind, GroupSpec,
+    HashAlgorithm, Layout, LayoutId, Namespace, NodeId, Origin, Outcome, ShardKey, Tier, UnknownHashAlgorithm,
 };
 
 use crate::v1;
+
+mod hints;
+mod shards;
+
+pub use hints::{MAX_PRIORITY, hints, semantic, taints, toleration};
+pub use shards::{record_meta, shard_meta};
 
 /// A message that cannot be what a well-behaved sender meant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +67,9 @@ pub enum WireError {
     /// A node's name is none.
     #[error(transparent)]
     Node(#[from] BadNodeId),
+    /// A taint is none.
+    #[error(transparent)]
+    Taint(#[from] BadTaint),
     /// A tenant's name is none.
     #[error(transparent)]
     Tenant(#[from] BadTenantId),
@@ -110,6 +118,13 @@ pub fn unpack_keys(packed: &[u8]) -> Result<Vec<BlockKey>, WireError> {
 #[must_use]
 pub fn pack_keys<'a>(keys: impl IntoIterator<Item = &'a BlockKey>) -> bytes::Bytes {
     keys.into_iter().flat_map(|k| *k.as_bytes()).collect()
+}
+
+/// A target of block keys.
+#[must_use]
+pub fn block_targets<'a>(keys: impl IntoIterator<Item = &'a BlockKey>) -> v1::Target {
+    let blocks = v1::target::Target::Blocks(v1::BlockKeys { keys: pack_keys(keys) });
+    v1::Target { target: Some(blocks), ..v1::Target::default() }
 }
 
 /// Reads one key.
@@ -196,48 +211,6 @@ impl TryFrom<&v1::ShardKey> for ShardKey {
     }
 }
 
-impl From<&RecordMeta> for v1::ShardMeta {
-    fn from(meta: &RecordMeta) -> Self {
-        Self {
-            key: Some((&meta.key).into()),
-            namespace_id: meta.namespace.as_bytes().to_vec().into(),
-            tenant: meta.tenant.as_str().to_owned(),
-            program_id: meta.hints.program_id.clone(),
-            semantic: v1::SemanticType::from(meta.hints.semantic).into(),
-            parent: meta.parent.map(|p| p.as_bytes().to_vec()).unwrap_or_default().into(),
-            depth_blocks: meta.depth_blocks,
-            group: meta.group.into(),
-            needs_ancestors: meta.needs_ancestors,
-            model: meta.model.clone(),
-            bytes: meta.bytes,
-            checksum: meta.checksum,
-        }
-    }
-}
-
-impl TryFrom<&v1::ShardMeta> for RecordMeta {
-    type Error = WireError;
-
-    fn try_from(w: &v1::ShardMeta) -> Result<Self, WireError> {
-        let namespace = NamespaceId::from_slice(&w.namespace_id);
-        let program_id = text("program_id", &w.program_id, BlockHints::MAX_PROGRAM_ID_BYTES)?;
-        Ok(Self {
-            key: w.key.as_ref().ok_or(WireError::Missing("key"))?.try_into()?,
-            namespace: namespace.map_err(|source| WireError::Digest { field: "namespace_id", source })?,
-            tenant: TenantId::new(&w.tenant)?,
-            hints: BlockHints { program_id, semantic: semantic(w.semantic) },
-            parent: if w.parent.is_empty() { None } else { Some(key("parent", &w.parent)?) },
-            depth_blocks: w.depth_blocks,
-            group: small("group", w.group)?,
-            needs_ancestors: w.needs_ancestors,
-            model: text("model", &w.model, Self::MAX_MODEL_BYTES)?,
-            bytes: w.bytes,
-            checksum: w.checksum,
-            sequence: 0,
-        })
-    }
-}
-
 /// Reads a node's name.
 ///
 /// # Errors
@@ -261,31 +234,18 @@ impl From<Outcome> for v1::Outcome {
     }
 }
 
-impl From<SemanticType> for v1::SemanticType {
-    fn from(semantic: SemanticType) -> Self {
-        Self::try_from(i32::from(semantic as u8)).unwrap_or_default()
-    }
-}
-
-/// Reads a semantic type; a number from a newer sender is a block without meaning.
+/// What a message says became of a target; `Unsupported` where it says nothing this build knows.
 #[must_use]
-pub fn semantic(value: i32) -> SemanticType {
-    u8::try_from(value).map_or_else(|_| SemanticType::default(), SemanticType::from_number)
-}
-
-/// Reads hints; absent hints are empty ones.
-///
-/// # Errors
-/// [`WireError::TooLong`] for a program id over its bound.
-pub fn hints(wire: Option<&v1::BlockHints>) -> Result<BlockHints, WireError> {
-    let Some(wire) = wire else { return Ok(BlockHints::default()) };
-    let program_id = text("hints.program_id", &wire.program_id, BlockHints::MAX_PROGRAM_ID_BYTES)?;
-    Ok(BlockHints { program_id, semantic: semantic(wire.semantic) })
-}
-
-impl From<&BlockHints> for v1::BlockHints {
-    fn from(hints: &BlockHints) -> Self {
-        Self { program_id: hints.program_id.clone(), semantic: v1::SemanticType::from(hints.semantic).into() }
+pub const fn outcome(wire: v1::Outcome) -> Outcome {
+    match wire {
+        v1::Outcome::Applied => Outcome::Applied,
+        v1::Outcome::Accepted => Outcome::Accepted,
+        v1::Outcome::Clipped => Outcome::Clipped,
+        v1::Outcome::Deferred => Outcome::Deferred,
+        v1::Outcome::Duplicate => Outcome::Duplicate,
+        v1::Outcome::Rejected => Outcome::Rejected,
+        v1::Outcome::Missing => Outcome::Missing,
+        v1::Outcome::Unsupported | v1::Outcome::Unspecified => Outcome::Unsupported,
     }
 }
 

@@ -20,7 +20,7 @@ pub mod v1 {
 }
 
 /// Version of the engine and peer protocols; both ends must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Largest message either side accepts: a reply for 65,536 block shards fits.
 pub const MAX_MESSAGE_BYTES: usize = 8 << 20;

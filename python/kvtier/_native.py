@@ -10,7 +10,7 @@ import os
 from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FRAME_BYTES = 80
 TRANSFER_BYTES = 88
 KEY_BYTES = 32
@@ -53,8 +53,8 @@ class LookupRequest(Structure):
         ("hash_count", c_uint32),
         ("local_tokens", c_uint32),
         ("cache_salt", c_char_p),
-        ("program_id", c_char_p),
-        ("semantic", c_uint32),
+        ("hints", c_char_p),
+        ("hints_len", c_uint32),
         ("deadline_ms", c_uint32),
     ]
 
@@ -75,10 +75,10 @@ class ReserveRequest(Structure):
         ("first_block", c_uint32),
         ("hashes", c_char_p),
         ("count", c_uint32),
-        ("semantic", c_uint32),
+        ("hints_len", c_uint32),
         ("parent_hash", c_char_p),
         ("cache_salt", c_char_p),
-        ("program_id", c_char_p),
+        ("hints", c_char_p),
     ]
 
 
@@ -128,6 +128,8 @@ _SIGNATURES = {
     "kvtier_lookup_poll": [c_void_p, c_char_p, c_uint32, c_uint32, POINTER(Hit)],
     "kvtier_lookup_frames": [c_void_p, c_char_p, c_uint32, c_uint32, c_uint32, c_uint32, c_void_p],
     "kvtier_release": [c_void_p, c_char_p, c_uint32, c_uint32, c_uint32],
+    "kvtier_hints_submit": [c_void_p, c_char_p, c_char_p, c_char_p, c_uint32],
+    "kvtier_hints_outcomes": [c_void_p, c_char_p, c_char_p, c_size_t],
     "kvtier_reserve_submit": [c_void_p, POINTER(ReserveRequest), POINTER(c_uint64)],
     "kvtier_reserve_poll": [c_void_p, c_uint64, c_void_p, c_void_p, c_uint32],
     "kvtier_reserve_abandon": [c_void_p, c_char_p, c_uint32],

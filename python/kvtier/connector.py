@@ -225,9 +225,10 @@ class KvTierConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(self, request: Any, block_ids: Sequence[list[int]]) -> tuple[bool, dict | None]:
         if self._scheduler is None:
             return False, None
+        told = self._scheduler.outcomes(request)
         keep = self._scheduler.finished(request, block_ids)
         self._leave_counters()
-        return keep, None
+        return keep, told
 
     def reset_cache(self) -> bool | None:
         if self._scheduler is not None:

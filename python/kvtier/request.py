@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvtier import hints as hint
@@ -108,8 +108,7 @@ class RequestState:
         """The state of a request that just arrived."""
         # An adapter's name and path are in the hash, its weights are not.
         bypass = getattr(request, "lora_request", None) is not None
-        hints = hint.parse(getattr(request, "kv_transfer_params", None))
-        return cls(request, replace(hints, salt=getattr(request, "cache_salt", None)), bypass)
+        return cls(request, hint.collect(request), bypass)
 
     @property
     def id(self) -> str:

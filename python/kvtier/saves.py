@@ -76,32 +76,23 @@ class SaveBook:
         return True
 
     def _run(self, state: RequestState, group: Group, ids: list[int], first: int, end: int) -> int:
-        """Blocks from `first` on that are in place and of one type; 0 when the first is out of its window already."""
+        """Blocks from `first` on that are in place; 0 when the first is out of its window already."""
 
         def gone(index: int) -> bool:
             return index < len(ids) and ids[index] == self.null_block
 
-        def semantic(index: int) -> int:
-            return state.hints.of_block(index * group.block_tokens, (index + 1) * group.block_tokens)
-
         if gone(first):
             return 0
-        kind, last = semantic(first), first + 1
-        while (
-            last < min(end, first + _MAX_RESERVE)
-            and not gone(last)
-            and (not state.hints.spans or semantic(last) == kind)
-        ):
+        last = first + 1
+        while last < min(end, first + _MAX_RESERVE) and not gone(last):
             last += 1
         return last - first
 
     def _submit(self, state: RequestState, group: Group, first: int, count: int, again: bool = False) -> bool:
         hashes = [state.block_hash(group, index) for index in range(first, first + count)]
         parent = state.block_hash(group, first - 1) if first else None
-        kind = state.hints.of_block(first * group.block_tokens, (first + count) * group.block_tokens)
         try:
-            hints = state.hints.with_semantic(kind)
-            ticket = self._session.reserve_submit(group.index, first, hashes, parent, hints)
+            ticket = self._session.reserve_submit(group.index, first, hashes, parent, state.hints)
         except NativeError as error:
             # Too many at once: asked for again next step. Anything else: these blocks are not saved.
             logger.debug("no reservation for %s: %s", state.id, error)

@@ -11,7 +11,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from kvtier import hints as hint
 from kvtier import request as req
+from kvtier._native import NativeError
 from kvtier.config import Config
 from kvtier.drains import Drains
 from kvtier.guard import guarded, report
@@ -65,7 +67,32 @@ class SchedulerSide:
         state = self._requests.get(request.request_id)
         if state is None:
             state = self._requests[request.request_id] = RequestState.new(request)
+            self._hand_on(state)
         return state
+
+    def _hand_on(self, state: RequestState) -> None:
+        """Tells the daemon what the request's client said, once."""
+        if not state.hints.text:
+            return
+        try:
+            self._session.hints_submit(state.id, state.hints)
+        except NativeError as error:
+            logger.debug("hints of %s not handed on: %s", state.id, error)
+
+    def _outcomes(self, state: RequestState) -> dict | None:
+        """What the response tells of the request's hints; None for a request without."""
+        if not state.hints.given:
+            return None
+        told = None
+        try:
+            told = self._session.hints_outcomes(state.id) if state.hints.text else []
+        except (NativeError, ValueError) as error:
+            logger.debug("outcomes of %s not told: %s", state.id, error)
+        hint.note(told or [])
+        answer: dict = {"outcomes": [*state.hints.outcomes, *(told or [])]}
+        if told is None:
+            answer["unanswered"] = True
+        return {"kvtier": answer}
 
     @guarded(lambda: None)
     def on_new_request(self, request: Any) -> None:
@@ -201,6 +228,12 @@ class SchedulerSide:
     def _held(self, block_ids: Sequence[list[int]]) -> bool:
         """Whether the request stands on blocks that may not have been loaded."""
         return any(not blocks.isdisjoint(row) for blocks in self._unconfirmed.values() for row in block_ids)
+
+    @guarded(lambda: None)
+    def outcomes(self, request: Any) -> dict | None:
+        """What `request_finished` tells the client; before `finished`."""
+        state = self._requests.get(request.request_id)
+        return self._outcomes(state) if state is not None and not state.finished else None
 
     def finished(self, request: Any, block_ids: Sequence[list[int]]) -> bool:
         """`request_finished_all_groups`: whether vLLM must keep the blocks until `drained` is answered."""

@@ -16,6 +16,8 @@ from kvtier.hints import Hints
 
 # The library's own answers are small; more than this is cut.
 _TEXT_BYTES = 16 * 1024
+# The library tells no more of a request's hints.
+_OUTCOMES_BYTES = 64 * 1024
 STATES = ("absent", "attached", "refused")
 
 
@@ -90,8 +92,8 @@ class Session:
             hashes=b"".join(hashes),
             hash_count=len(hashes),
             cache_salt=_text(hints.salt),
-            program_id=_text(hints.program_id),
-            semantic=hints.semantic,
+            hints=hints.text or None,
+            hints_len=len(hints.text),
             deadline_ms=deadline_ms,
         )
         self._call("kvtier_lookup_submit", byref(request))
@@ -114,8 +116,18 @@ class Session:
         """Ends a lookup."""
         self._call("kvtier_release", _text(request_id), local_tokens, claimed_tokens, lost_tokens)
 
+    def hints_submit(self, request_id: str, hints: Hints) -> None:
+        """Hands on what a request's client said, once a request."""
+        self._call("kvtier_hints_submit", _text(request_id), _text(hints.salt), hints.text, len(hints.text))
+
+    def hints_outcomes(self, request_id: str) -> list[dict[str, str]] | None:
+        """What became of a request's hints, once; None while that is not known, or never will be."""
+        text = ctypes.create_string_buffer(_OUTCOMES_BYTES)
+        status = self._call("kvtier_hints_outcomes", _text(request_id), text, len(text))
+        return json.loads(text.value) if status == native.OK else None
+
     def reserve_submit(self, group: int, first: int, hashes: list[bytes], parent: bytes | None, hints: Hints) -> int:
-        """Asks for frames; `hints` carries the program and the type of all these blocks."""
+        """Asks for frames; the daemon reads in `hints` what each block is."""
         request = native.ReserveRequest(
             size=ctypes.sizeof(native.ReserveRequest),
             hash_len=len(hashes[0]),
@@ -123,10 +135,10 @@ class Session:
             first_block=first,
             hashes=b"".join(hashes),
             count=len(hashes),
-            semantic=hints.semantic,
+            hints_len=len(hints.text),
             parent_hash=parent,
             cache_salt=_text(hints.salt),
-            program_id=_text(hints.program_id),
+            hints=hints.text or None,
         )
         ticket = c_uint64()
         self._call("kvtier_reserve_submit", byref(request), byref(ticket))

@@ -34,6 +34,9 @@ class FakeSession:
         self.jobs: dict[int, dict] = {}
         self.regions: list[tuple] = []
         self.memory: dict[bytes, bytes] = {}
+        self.hinted: list[tuple] = []
+        # Request -> outcomes, as the daemon would tell them.
+        self.outcomes: dict[str, list] = {}
         self.closed = False
         self.number = 0
         layout = spec["layout"]
@@ -78,7 +81,7 @@ class FakeSession:
     # Scheduler side.
 
     def lookup_submit(self, request_id, hashes, deadline_ms, hints):
-        self.calls.append(("lookup", request_id))
+        self.calls.append(("lookup", request_id, hints.text))
         self.lookups[request_id] = {"hashes": hashes, "polls": self.lookup_polls}
 
     def _available(self, hashes, group, index):
@@ -124,9 +127,15 @@ class FakeSession:
         self.released.append((request_id, local_tokens, claimed_tokens, lost_tokens))
         self.lookups.pop(request_id, None)
 
+    def hints_submit(self, request_id, hints):
+        self.hinted.append((request_id, hints))
+
+    def hints_outcomes(self, request_id):
+        return self.outcomes.pop(request_id, None)
+
     def reserve_submit(self, group, first, hashes, parent, hints):
         ticket = self._next()
-        self.calls.append(("reserve", group, first, len(hashes), hints.semantic))
+        self.calls.append(("reserve", group, first, len(hashes), hints.text))
         self.tickets[ticket] = {"group": group, "first": first, "hashes": hashes, "polls": self.reserve_polls}
         return ticket
 

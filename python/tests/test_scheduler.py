@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import unittest
 from unittest import mock
@@ -9,7 +10,7 @@ from unittest import mock
 from support import BLOCK, Bench, request
 
 from kvtier import request as request_module
-from kvtier._native import FRAME_BYTES, TRANSFER_BYTES
+from kvtier._native import FRAME_BYTES, TRANSFER_BYTES, NativeError
 from kvtier.metadata import WorkerReport
 
 
@@ -270,13 +271,36 @@ class Saves(unittest.TestCase):
         self.assertEqual((len(task.durable[0]), len(task.volatile[0])), (4 * TRANSFER_BYTES, 2 * TRANSFER_BYTES))
         self.assertEqual(len(bench.session.abandoned), 2)
 
-    def test_types_of_spans_go_with_their_blocks(self):
+    def test_hints_go_once_by_themselves_and_with_lookups_and_blocks(self):
         bench = Bench()
-        spans = [{"start": 0, "end": 20, "type": "SYSTEM_PROMPT"}, {"start": 20, "end": 40, "type": "SCRATCHPAD"}]
-        req = request("r", 64, kv_transfer_params={"program_id": "x", "semantic": "DOCUMENT", "spans": spans})
+        req = request("r", 64, kv_transfer_params={"program_id": "x", "semantic": "DOCUMENT"})
+        bench.side.on_new_request(req)
         bench.allocate(req, 64)
+        ((name, hints),) = bench.session.hinted
+        self.assertEqual((name, json.loads(hints.text)["params"]["program_id"]), ("r", "x"))
         reserves = [call[1:] for call in bench.session.calls if call[0] == "reserve"]
-        self.assertEqual(reserves, [(0, 0, 2, 1), (0, 2, 1, 8), (0, 3, 1, 7)])
+        self.assertEqual(reserves, [(0, 0, 4, hints.text)])
+        self.assertEqual([c[2] for c in bench.session.calls if c[0] == "lookup"], [hints.text])
+
+    def test_the_response_tells_what_became_of_hints(self):
+        bench = Bench()
+        row = {"action_id": "a", "action_type": "kv.retain", "outcome": "CLIPPED", "reason": "at most 1 h"}
+        told, silent, plain = request("t", 32, session_id="s"), request("u", 32, session_id="s"), request("v", 32)
+        for req in (told, silent, plain):
+            bench.side.on_new_request(req)
+        bench.session.outcomes["t"] = [row]
+        self.assertEqual(bench.side.outcomes(told), {"kvtier": {"outcomes": [row]}})
+        self.assertEqual(bench.side.outcomes(silent), {"kvtier": {"outcomes": [], "unanswered": True}})
+        self.assertIsNone(bench.side.outcomes(plain))
+        bench.side.finished(told, ([],))
+        self.assertIsNone(bench.side.outcomes(told))
+
+    def test_a_failing_session_costs_the_hints_only(self):
+        bench = Bench()
+        req = request("r", 64, session_id="s")
+        with mock.patch.object(bench.session, "hints_submit", side_effect=NativeError("hints", -6)):
+            bench.side.on_new_request(req)
+        self.assertEqual([c[0] for c in bench.session.calls], ["lookup"])
 
     def test_a_new_namespace_drops_what_was_computed_before(self):
         bench = Bench()

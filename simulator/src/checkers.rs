@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvtier_policy::directory::{DirectoryKey, Tiers};
 use kvtier_policy::limits::{MAX_EXPORTS, MAX_LIST_PAGE};
 use kvtier_policy::peer::PeerSession;
-use kvtier_policy::{FrameRef, Source};
+use kvtier_policy::{FrameRef, ListFilter, Source};
 use kvtier_types::{Instant, ShardKey, Tier};
 
 use crate::memory::BLOCK;
@@ -126,7 +126,7 @@ impl World {
         let mut held: BTreeMap<ShardKey, Tiers> = BTreeMap::new();
         let mut from = Some(0);
         while let Some(at) = from {
-            let (page, next) = self.live(n).core.list(at, MAX_LIST_PAGE, None, "");
+            let (page, next) = self.live(n).core.list(at, MAX_LIST_PAGE, &ListFilter::default());
             for (view, replica) in page.iter().flat_map(|view| view.replicas.iter().map(move |r| (view, r))) {
                 let key = ShardKey { block: view.key, layout: replica.layout, shard: replica.shard };
                 let tiers = held.entry(key).or_default();

@@ -15,9 +15,12 @@ mod moves;
 mod network;
 mod node;
 mod peers;
+mod programs;
 mod prompts;
+mod replay;
 mod report;
 mod rng;
+mod sessions;
 mod workload;
 mod world;
 
@@ -26,5 +29,7 @@ mod tests;
 
 pub use campaign::{Campaign, Summary};
 pub use checkers::Failure;
+pub use programs::{CalibrateArgs, RunArgs, SweepArgs};
+pub use replay::ReplayArgs;
 pub use report::Stats;
 pub use world::{Options, Outcome, Sabotage, run};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use kvtier_simulator::Campaign;
+use kvtier_simulator::{CalibrateArgs, Campaign, ReplayArgs, RunArgs, SweepArgs};
 
 /// Runs kvtier's policy core over virtual time.
 #[derive(Debug, Parser)]
@@ -21,6 +21,14 @@ struct Cli {
 enum Command {
     /// Runs clusters in which everything goes wrong, and checks what must hold all the same.
     Faults(Faults),
+    /// Replays a trace on eviction policies and tells how far they are from the best possible.
+    Replay(ReplayArgs),
+    /// Runs agent programs on a cluster in closed loop, under every policy.
+    Run(Box<RunArgs>),
+    /// The same at several values of one knob.
+    Sweep(Box<SweepArgs>),
+    /// Fits the cost model of engines to measured requests, and prints how far off it is.
+    Calibrate(CalibrateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -49,7 +57,26 @@ struct Faults {
 }
 
 fn main() -> ExitCode {
-    let Command::Faults(faults) = Cli::parse().command;
+    match Cli::parse().command {
+        Command::Faults(faults) => run_faults(faults),
+        Command::Replay(replay) => told(replay.run()),
+        Command::Run(run) => told(run.run()),
+        Command::Sweep(sweep) => told(sweep.run()),
+        Command::Calibrate(calibrate) => told(calibrate.run()),
+    }
+}
+
+fn told(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvtier-sim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_faults(faults: Faults) -> ExitCode {
     let campaign = Campaign {
         first: faults.seed,
         seeds: faults.seeds,

@@ -7,7 +7,7 @@ use kvtier_policy::{
     AnswerFrame, AttachmentId, FrameRef, LeaseId, LoadReport, LoadResult, LookupAnswer, LookupRange, LookupRequest,
     ReleaseReport, Reservation, ReserveRequest, SealRequest,
 };
-use kvtier_types::{BlockHints, BlockKey, Instant, ShardKey, TenantId};
+use kvtier_types::{BlockKey, Instant, RequestHints, ShardKey, TenantId};
 
 use crate::checkers::Grant;
 use crate::events::Duty;
@@ -292,7 +292,7 @@ impl World {
             first_block: request.loaded + request.lost,
             keys: keys[first..].to_vec(),
             tenant: TenantId::shared(),
-            hints: BlockHints::default(),
+            hints: RequestHints::default(),
         };
         let Ok(answers) = self.live(n).core.reserve(now, &reserve) else { return Duration::ZERO };
         let mut written = Vec::new();
@@ -360,5 +360,7 @@ fn lookup_of(id: u64, request: &Request) -> LookupRequest {
         request_id: id.to_string(),
         ranges: vec![LookupRange { group: 0, first_block: 0, keys: request.keys.clone() }],
         local_tokens: 0,
+        tenant: TenantId::shared(),
+        hints: RequestHints::default(),
     }
 }

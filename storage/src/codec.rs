@@ -3,12 +3,16 @@
 //!
 //! ```text
 //! RecordMeta = block key 32 | layout 32 | shard u16 | namespace 32 | flags u8 | parent 32 if flag 1 | depth u32 |
-//!              group u16 | semantic u8 | bytes u64 | checksum u64 | sequence u64 | tenant str | program str | model str
+//!              group u16 | semantic u8 | bytes u64 | checksum u64 | sequence u64 | expires u64, ms since 1970, 0 for never |
+//!              tenant str | program str | model str | taints
+//! taints     = count u8 | (effect u8 | span u64, ms | key str | value str) each
 //! str        = length u16 | UTF-8
 //! ```
 
+use std::time::Duration;
+
 use crc_fast::CrcAlgorithm;
-use kvtier_types::{BlockHints, BlockKey, LayoutId, NamespaceId, SemanticType, ShardKey, TenantId};
+use kvtier_types::{BlockHints, BlockKey, Effect, LayoutId, NamespaceId, SemanticType, ShardKey, Taint, TenantId};
 
 use crate::store::{RecordMeta, StorageError};
 
@@ -22,11 +26,15 @@ pub(crate) const MAX_META_BYTES: usize = 32 * 4
     + 4
     + 2
     + 1
-    + 8 * 3
+    + 8 * 4
     + 2 * 3
     + TenantId::MAX_BYTES
     + BlockHints::MAX_PROGRAM_ID_BYTES
-    + RecordMeta::MAX_MODEL_BYTES;
+    + RecordMeta::MAX_MODEL_BYTES
+    + MAX_TAINTS_BYTES;
+
+/// Longest encoding of a block's taints.
+pub(crate) const MAX_TAINTS_BYTES: usize = 1 + Taint::MAX_PER_BLOCK * (1 + 8 + 2 * (2 + Taint::MAX_PART_BYTES));
 
 /// Bytes that are not what the format says, and where it first showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,7 +74,7 @@ impl Writer<'_> {
     }
 
     /// Strings are checked against their bounds by [`check_meta`] before they get here.
-    fn text(&mut self, text: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, text: &str) -> &mut Self {
         let len = u16::try_from(text.len()).expect("check_meta bounds every string below 64 KiB");
         self.u16(len).raw(text.as_bytes())
     }
@@ -86,7 +94,19 @@ impl Writer<'_> {
         }
         self.u32(meta.depth_blocks).u16(meta.group).u8(meta.hints.semantic as u8);
         self.u64(meta.bytes).u64(meta.checksum).u64(meta.sequence);
-        self.text(meta.tenant.as_str()).text(&meta.hints.program_id).text(&meta.model)
+        self.u64(meta.expires_ms.unwrap_or(0));
+        self.text(meta.tenant.as_str()).text(&meta.hints.program_id).text(&meta.model).taints(&meta.hints.taints)
+    }
+
+    /// A block's taints, at most [`Taint::MAX_PER_BLOCK`].
+    pub(crate) fn taints(&mut self, taints: &[Taint]) -> &mut Self {
+        self.u8(u8::try_from(taints.len()).expect("check_meta bounds a block's taints"));
+        for taint in taints {
+            let span = if let Effect::Ephemeral(span) = taint.effect { span } else { Duration::ZERO };
+            self.u8(u8::try_from(taint.effect.index()).expect("there are few effects"));
+            self.u64(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)).text(&taint.key).text(&taint.value);
+        }
+        self
     }
 }
 
@@ -123,7 +143,7 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn text(&mut self) -> Result<&'a str, Malformed> {
+    pub(crate) fn text(&mut self) -> Result<&'a str, Malformed> {
         let len = usize::from(self.u16()?);
         std::str::from_utf8(self.raw(len)?).map_err(|_| Malformed("a string is not UTF-8"))
     }
@@ -142,9 +162,11 @@ impl<'a> Reader<'a> {
         let parent = if flags & FLAG_PARENT != 0 { Some(BlockKey::new(self.array()?)) } else { None };
         let (depth_blocks, group, semantic) = (self.u32()?, self.u16()?, self.u8()?);
         let (bytes, checksum, sequence) = (self.u64()?, self.u64()?, self.u64()?);
+        let expires_ms = Some(self.u64()?).filter(|at| *at > 0);
         let tenant = TenantId::new(self.text()?).map_err(|_| Malformed("bad tenant id"))?;
-        let hints = BlockHints { program_id: self.text()?.to_owned(), semantic: SemanticType::from_number(semantic) };
+        let program_id = self.text()?.to_owned();
         let model = self.text()?.to_owned();
+        let hints = BlockHints { program_id, semantic: SemanticType::from_number(semantic), taints: self.taints()? };
         let needs_ancestors = flags & FLAG_NEEDS_ANCESTORS != 0;
         let meta = RecordMeta {
             key,
@@ -159,9 +181,26 @@ impl<'a> Reader<'a> {
             bytes,
             checksum,
             sequence,
+            expires_ms,
         };
         check_meta(&meta).map_err(|_| Malformed("a field is longer than its bound"))?;
         Ok(meta)
+    }
+
+    /// A block's taints.
+    pub(crate) fn taints(&mut self) -> Result<Vec<Taint>, Malformed> {
+        let count = usize::from(self.u8()?);
+        if count > Taint::MAX_PER_BLOCK {
+            return Err(Malformed("more taints than a block may have"));
+        }
+        let mut taints = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (index, span) = (usize::from(self.u8()?), Duration::from_millis(self.u64()?));
+            let effect = Effect::from_index(index, span).ok_or(Malformed("unknown effect of a taint"))?;
+            let (key, value) = (self.text()?, self.text()?);
+            taints.push(Taint::new(key, value, effect).map_err(|_| Malformed("bad taint"))?);
+        }
+        Ok(taints)
     }
 
     /// That nothing but zeros is left: padding is part of the format.
@@ -184,6 +223,13 @@ pub(crate) fn check_meta(meta: &RecordMeta) -> Result<(), StorageError> {
             return Err(StorageError::Refused { what: format!("{what} of {len} bytes, the most is {max}") });
         }
     }
+    let (taints, max) = (&meta.hints.taints, Taint::MAX_PER_BLOCK);
+    if taints.len() > max {
+        return Err(StorageError::Refused { what: format!("{} taints, the most is {max}", taints.len()) });
+    }
+    if let Some(bad) = taints.iter().find(|t| Taint::new(&t.key, &t.value, t.effect).is_err()) {
+        return Err(StorageError::Refused { what: format!("the taint {bad}") });
+    }
     if meta.bytes == 0 {
         return Err(StorageError::Refused { what: "an empty payload".into() });
     }
@@ -200,8 +246,14 @@ mod tests {
     #[test]
     fn meta_round_trips() {
         let mut record = meta(3, b"x");
-        for parent in [None, Some(BlockKey::new([9; 32]))] {
+        let part = "k".repeat(Taint::MAX_PART_BYTES);
+        let longest = Taint::new(&part, &part, Effect::Ephemeral(Duration::from_secs(9))).unwrap();
+        for (parent, taints) in
+            [(None, Vec::new()), (Some(BlockKey::new([9; 32])), vec![longest; Taint::MAX_PER_BLOCK])]
+        {
             record.parent = parent;
+            record.expires_ms = parent.map(|_| 1_700_000_000_000);
+            record.hints.taints = taints;
             record.model = "m".repeat(RecordMeta::MAX_MODEL_BYTES);
             let mut bytes = Vec::new();
             Writer(&mut bytes).meta(&record);

@@ -58,7 +58,11 @@ pub fn meta(n: u64, payload: &[u8]) -> RecordMeta {
         key: ShardKey { block: BlockKey::new(digest), layout: LayoutId::new([2; 32]), shard: 1 },
         namespace: NamespaceId::new([3; 32]),
         tenant: TenantId::shared(),
-        hints: BlockHints { program_id: format!("program-{n}"), semantic: SemanticType::ToolResult },
+        hints: BlockHints {
+            program_id: format!("program-{n}"),
+            semantic: SemanticType::ToolResult,
+            ..Default::default()
+        },
         parent: (n > 0).then(|| BlockKey::new([4; 32])),
         depth_blocks: u32::try_from(n % 1000).unwrap_or(0),
         group: 1,
@@ -67,6 +71,7 @@ pub fn meta(n: u64, payload: &[u8]) -> RecordMeta {
         bytes: payload.len() as u64,
         checksum: checksum::checksum(payload),
         sequence: n,
+        expires_ms: None,
     }
 }
 

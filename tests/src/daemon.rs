@@ -45,6 +45,8 @@ pub struct Setup {
     pub directory: Option<String>,
     /// `[transport]` fields beside where to listen.
     pub transport: String,
+    /// Whole sections of the configuration beside these.
+    pub sections: String,
     /// Soft limit of file sizes, in bytes: writing beyond it fails.
     pub file_limit: Option<u64>,
 }
@@ -65,6 +67,7 @@ impl Default for Setup {
             object_fields: "write = \"all\"".into(),
             directory: None,
             transport: String::new(),
+            sections: String::new(),
             file_limit: None,
         }
     }
@@ -90,7 +93,8 @@ impl Setup {
         format!(
             "node_id = {node:?}\nrun_dir = {run:?}\ndata_dir = {data:?}\n\n[host]\ncapacity = \"{host}MiB\"\n\
              extent = \"{extent}MiB\"\npages = \"plain\"\n\n[disk]\n{disk}\n\n[object]\nenabled = {object}\n{object_fields}\n\n\
-             [offload]\n{offload}\n\n[limits]\n{limits}\n\n{cluster}",
+             [offload]\n{offload}\n\n[limits]\n{limits}\n\n{cluster}\n{sections}\n",
+            sections = self.sections,
             node = self.node_id,
             object_fields = self.object_fields,
             run = root.join("run"),
@@ -392,5 +396,7 @@ impl Drop for Daemon {
     }
 }
 
+/// A section for tests that count on the oldest blocks to go: survival ranking keeps what was used again, and learns.
+pub const OLDEST_FIRST: &str = "[eviction]\npolicy = \"lru\"\n";
 /// How long a connector's call may take beyond its own deadline, on a machine busy with others.
 pub const SLACK: Duration = Duration::from_secs(3);

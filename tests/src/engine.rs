@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use kvtier::Session;
 use kvtier::frame::FrameRef;
 use kvtier::jobs::JobPoll;
@@ -13,7 +14,7 @@ use kvtier::lookup::table::Settlement;
 use kvtier::lookup::{FramesPoll, HitPoll, Query};
 use kvtier::reserve::Reserve;
 use kvtier::reserve::table::TicketPoll;
-use kvtier_types::{BlockHints, GroupSpec};
+use kvtier_types::GroupSpec;
 
 use crate::daemon::{Daemon, SLACK};
 use crate::kv::Kv;
@@ -79,6 +80,10 @@ pub struct Engine {
     requests: AtomicU64,
     /// How long lookups and jobs may take.
     pub deadline: Duration,
+    /// Cache salt of its requests.
+    pub cache_salt: String,
+    /// What the client of every request says, as JSON.
+    pub hints: Bytes,
 }
 
 impl Engine {
@@ -110,7 +115,30 @@ impl Engine {
             (session, kv)
         };
         let workers = (0..shape.shards).map(worker).collect();
-        Self { shape: shape.clone(), groups, scheduler, workers, requests: AtomicU64::new(0), deadline: DEADLINE }
+        Self {
+            shape: shape.clone(),
+            groups,
+            scheduler,
+            workers,
+            requests: AtomicU64::new(0),
+            deadline: DEADLINE,
+            cache_salt: String::new(),
+            hints: Bytes::new(),
+        }
+    }
+
+    /// From now on its requests say this of themselves, as clients do in `kv_transfer_params`.
+    pub fn says(&mut self, params: &serde_json::Value) {
+        self.hints = serde_json::json!({"v": 1, "params": params}).to_string().into();
+    }
+
+    /// From now on its requests are of a program, started by a parent, and of a session; none where a name is empty.
+    pub fn speak_for(&mut self, program: &str, parent: &str, session: &str) {
+        let named = [("program_id", program), ("parent_program_id", parent), ("session_id", session)];
+        let named = named.into_iter().filter(|(_, name)| !name.is_empty());
+        self.says(
+            &named.map(|(field, name)| (field.to_owned(), name.into())).collect::<serde_json::Map<_, _>>().into(),
+        );
     }
 
     fn sessions(&self) -> impl Iterator<Item = &Session> {
@@ -238,7 +266,7 @@ impl Engine {
         parent: Option<kvtier_types::EngineHash>,
     ) -> Option<(Vec<u8>, Vec<Option<FrameRef>>)> {
         let room = hashes.len() * usize::from(self.shape.shards);
-        let (cache_salt, hints) = (String::new(), BlockHints::default());
+        let (cache_salt, hints) = (self.cache_salt.clone(), self.hints.clone());
         let reserve = Reserve { group, first_block, hashes, parent, cache_salt, hints };
         let ticket = self.scheduler.submit_reserve(reserve).expect("a valid reservation");
         let limit = Duration::from_millis(self.shape.call_timeout_ms.into()) + SLACK;
@@ -301,8 +329,8 @@ impl Engine {
             request_id: request_id.clone(),
             hashes: prompt.hashes(),
             local_tokens: 0,
-            cache_salt: String::new(),
-            hints: BlockHints::default(),
+            cache_salt: self.cache_salt.clone(),
+            hints: self.hints.clone(),
             deadline: self.deadline,
         };
         let began = Instant::now();

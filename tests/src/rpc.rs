@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kvtier_proto::convert::block_targets;
 use kvtier_proto::v1;
 use kvtier_proto::v1::admin_client::AdminClient;
 use kvtier_proto::v1::engine_client::EngineClient;
 use kvtier_proto::v1::kv_cache_client::KvCacheClient;
+use kvtier_proto::v1::programs_client::ProgramsClient;
 use kvtier_types::BlockKey;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
@@ -73,8 +75,7 @@ impl Control {
     /// # Errors
     /// The call's.
     pub fn evict(&self, keys: &[BlockKey], dry_run: bool) -> Result<Vec<v1::TargetOutcome>, Status> {
-        let keys = keys.iter().map(|k| k.as_bytes().to_vec().into()).collect();
-        self.evict_from(v1::EvictRequest { keys, tiers: Vec::new(), dry_run })
+        self.evict_from(v1::EvictRequest { targets: vec![block_targets(keys)], dry_run, ..Default::default() })
     }
 
     /// Evicts by verb, as the request says.
@@ -82,9 +83,194 @@ impl Control {
     /// # Errors
     /// The call's.
     pub fn evict_from(&self, request: v1::EvictRequest) -> Result<Vec<v1::TargetOutcome>, Status> {
+        self.evict_everywhere(request).map(|reply| reply.outcomes)
+    }
+
+    /// Evicts by verb, as the request says, with what other nodes answered.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn evict_everywhere(&self, request: v1::EvictRequest) -> Result<v1::EvictReply, Status> {
+        self.block_on(async { Ok(KvCacheClient::new(self.channel().await?).evict(request).await?.into_inner()) })
+    }
+
+    /// Claims blocks hard.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn pin(&self, request: v1::PinRequest) -> Result<v1::ClaimReply, Status> {
+        self.block_on(async { Ok(KvCacheClient::new(self.channel().await?).pin(request).await?.into_inner()) })
+    }
+
+    /// Claims blocks softly.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn retain(&self, request: v1::RetainRequest) -> Result<v1::ClaimReply, Status> {
+        self.block_on(async { Ok(KvCacheClient::new(self.channel().await?).retain(request).await?.into_inner()) })
+    }
+
+    /// Ends a claim, or a part of it.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn unpin(&self, request: v1::UnpinRequest) -> Result<v1::ClaimReply, Status> {
+        self.block_on(async { Ok(KvCacheClient::new(self.channel().await?).unpin(request).await?.into_inner()) })
+    }
+
+    /// One page of claims.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn list_claims(&self, request: v1::ListClaimsRequest) -> Result<v1::ListClaimsReply, Status> {
+        self.block_on(async { Ok(KvCacheClient::new(self.channel().await?).list_claims(request).await?.into_inner()) })
+    }
+
+    /// Ends all claims of an owner.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn release_claims(&self, owner: &str) -> Result<v1::ReleaseClaimsReply, Status> {
+        let request = v1::ReleaseClaimsRequest { owner: owner.to_owned(), ..Default::default() };
         self.block_on(async {
-            Ok(KvCacheClient::new(self.channel().await?).evict(request).await?.into_inner().outcomes)
+            Ok(KvCacheClient::new(self.channel().await?).release_claims(request).await?.into_inner())
         })
+    }
+
+    /// Calls the KV-cache API.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn kv<T>(
+        &self,
+        call: impl AsyncFnOnce(KvCacheClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, Status> {
+        self.block_on(async { Ok(call(KvCacheClient::new(self.channel().await?)).await?.into_inner()) })
+    }
+
+    /// Moves blocks, and waits for the end.
+    ///
+    /// # Errors
+    /// The calls'.
+    pub fn move_to(&self, keys: &[BlockKey], to: v1::Tier) -> Result<Worked, Status> {
+        let request = v1::MoveRequest { targets: vec![block_targets(keys)], to: to.into(), dry_run: false };
+        self.work(async |mut client| client.r#move(request).await)
+    }
+
+    /// Prefetches what targets name, and waits for the end.
+    ///
+    /// # Errors
+    /// The calls'.
+    pub fn prefetch(&self, targets: Vec<v1::Target>, deadline_ms: u32) -> Result<Worked, Status> {
+        let request = v1::PrefetchRequest { targets, deadline_ms };
+        self.work(async |mut client| client.prefetch(request).await)
+    }
+
+    /// Begins an operation and waits for its end.
+    ///
+    /// # Errors
+    /// The calls'.
+    pub fn work(
+        &self,
+        call: impl AsyncFnOnce(KvCacheClient<Channel>) -> Result<Response<v1::OperationReply>, Status>,
+    ) -> Result<Worked, Status> {
+        let reply = self.kv(call)?;
+        let outcomes = reply.outcomes.iter().map(v1::TargetOutcome::outcome).collect();
+        if reply.operation_id.is_empty() {
+            return Ok(Worked { outcomes, reasons: reply.outcomes, operation: None });
+        }
+        let request = v1::OperationRequest { operation_id: reply.operation_id, wait_ms: 15_000 };
+        let operation = self.kv(async |mut client| client.wait_operation(request).await)?;
+        Ok(Worked { outcomes, reasons: reply.outcomes, operation: Some(operation) })
+    }
+
+    /// Says what a program does.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn signal(&self, request: v1::SignalRequest) -> Result<v1::SignalReply, Status> {
+        self.block_on(async { Ok(ProgramsClient::new(self.channel().await?).signal(request).await?.into_inner()) })
+    }
+
+    /// The programs and sessions that the node knows.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn programs(&self) -> Result<Vec<v1::Program>, Status> {
+        self.block_on(async {
+            let mut client = ProgramsClient::new(self.channel().await?);
+            let (mut programs, mut page_token) = (Vec::new(), Default::default());
+            loop {
+                let request = v1::ListProgramsRequest { page_size: 2, page_token };
+                let page = client.list_programs(request).await?.into_inner();
+                programs.extend(page.programs);
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    return Ok(programs);
+                }
+            }
+        })
+    }
+
+    /// A stream of block events.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn watch(&self, request: v1::WatchRequest) -> Result<Watch<'_>, Status> {
+        let stream = self.kv(async |mut client| client.watch(request).await)?;
+        Ok(Watch { control: self, stream })
+    }
+
+    /// What the node can do.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn capabilities(&self) -> Result<v1::CapabilitiesReply, Status> {
+        self.kv(async |mut client| client.capabilities(v1::CapabilitiesRequest {}).await)
+    }
+
+    /// Adds taints, or says what blocks mean.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn taint(&self, request: v1::TaintRequest) -> Result<v1::TaintReply, Status> {
+        self.block_on(async { Ok(KvCacheClient::new(self.channel().await?).taint(request).await?.into_inner()) })
+    }
+
+    /// Takes taints away.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn untaint(&self, request: v1::TaintRequest) -> Result<v1::TaintReply, Status> {
+        self.block_on(async { Ok(KvCacheClient::new(self.channel().await?).untaint(request).await?.into_inner()) })
+    }
+
+    /// The rules in force.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn rules(&self) -> Result<v1::RulesReply, Status> {
+        self.block_on(async {
+            Ok(AdminClient::new(self.channel().await?).rules(v1::RulesRequest {}).await?.into_inner())
+        })
+    }
+
+    /// Has the rules file read again.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn reload_rules(&self) -> Result<v1::RulesReply, Status> {
+        let request = v1::ReloadRulesRequest {};
+        self.block_on(async { Ok(AdminClient::new(self.channel().await?).reload_rules(request).await?.into_inner()) })
+    }
+
+    /// Which rule decided what of a block.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn explain_rules(&self, key: &BlockKey) -> Result<v1::ExplainRulesReply, Status> {
+        let request = v1::ExplainRulesRequest { key: key.as_bytes().to_vec().into() };
+        self.block_on(async { Ok(AdminClient::new(self.channel().await?).explain_rules(request).await?.into_inner()) })
     }
 
     /// Where blocks lie.
@@ -93,7 +279,7 @@ impl Control {
     /// The call's.
     pub fn locate(&self, keys: &[BlockKey]) -> Result<Vec<v1::BlockInfo>, Status> {
         let keys = keys.iter().map(|k| k.as_bytes().to_vec().into()).collect();
-        let request = v1::LocateRequest { keys, local_only: false };
+        let request = v1::LocateRequest { keys, ..Default::default() };
         self.block_on(async {
             Ok(KvCacheClient::new(self.channel().await?).locate(request).await?.into_inner().blocks)
         })
@@ -155,6 +341,48 @@ impl Control {
                 other => Err(Status::internal(format!("the first event is {other:?}"))),
             }
         })
+    }
+}
+
+/// What came of a verb of movement.
+#[derive(Debug)]
+pub struct Worked {
+    /// Outcomes at once.
+    pub outcomes: Vec<v1::Outcome>,
+    /// The same, with their reasons.
+    pub reasons: Vec<v1::TargetOutcome>,
+    /// The operation as it was after the wait, if there was one.
+    pub operation: Option<v1::Operation>,
+}
+
+impl Worked {
+    /// Blocks done and failed, of an operation that came to its end.
+    ///
+    /// # Panics
+    /// When there was none, or it did not.
+    #[must_use]
+    pub fn done(&self) -> (u64, u64) {
+        let operation = self.operation.as_ref().expect("an operation was begun");
+        assert_eq!(operation.state(), v1::OperationState::Done, "{self:?}");
+        (operation.done, operation.failed)
+    }
+}
+
+/// A stream of block events.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    control: &'a Control,
+    stream: Streaming<v1::WatchReply>,
+}
+
+impl Watch<'_> {
+    /// The next answer, `None` at the stream's end.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub fn next_reply(&mut self) -> Result<Option<v1::WatchReply>, Status> {
+        let stream = &mut self.stream;
+        self.control.block_on(async move { stream.message().await })
     }
 }
 

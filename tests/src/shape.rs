@@ -120,13 +120,22 @@ pub struct Prompt {
     pub name: String,
     /// Hash blocks of 16 tokens.
     pub hash_blocks: u32,
+    /// What it begins with, where that is another prompt.
+    pub stem: Option<Box<Self>>,
 }
 
 impl Prompt {
     /// A prompt of `hash_blocks` times 16 tokens.
     #[must_use]
     pub fn new(name: impl Into<String>, hash_blocks: u32) -> Self {
-        Self { name: name.into(), hash_blocks }
+        Self { name: name.into(), hash_blocks, stem: None }
+    }
+
+    /// A prompt that begins with this one and goes on for `hash_blocks` of its own.
+    #[must_use]
+    pub fn branch(&self, name: impl Into<String>, hash_blocks: u32) -> Self {
+        let stem = Some(Box::new(self.clone()));
+        Self { name: name.into(), hash_blocks: self.hash_blocks + hash_blocks, stem }
     }
 
     /// Its length.
@@ -145,7 +154,9 @@ impl Prompt {
             let digest = FieldHasher::new("kvtier test hash").text(&self.name).number(index.into()).finish();
             EngineHash::new(&digest).expect("32 bytes make an engine hash")
         };
-        (0..self.hash_blocks).map(hash).collect()
+        let mut hashes = self.stem.as_ref().map(|stem| stem.hashes()).unwrap_or_default();
+        hashes.extend((0..self.hash_blocks).map(hash).skip(hashes.len()));
+        hashes
     }
 
     /// The hashes that name its blocks of `block_tokens`.

@@ -1,5 +1,4 @@
 //! Nodes of one cluster: real daemons, a real Valkey or Redis, TCP between them, kill -9.
-#![forbid(unsafe_code)]
 
 use kvtier_proto::v1::{Outcome, Tier};
 use kvtier_tests::daemon::count;

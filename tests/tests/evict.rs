@@ -1,6 +1,6 @@
 //! The Evict verb and its promise: what was evicted does not come back.
-#![forbid(unsafe_code)]
 
+use kvtier_proto::convert::block_targets;
 use kvtier_proto::v1::{self, Outcome, Tier};
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
 use kvtier_types::BlockKey;
@@ -142,8 +142,12 @@ fn a_dry_run_changes_nothing() {
 #[test]
 fn one_tier_can_be_evicted_alone() {
     let (mut daemon, engine, prompt, keys) = stored();
-    let wire: Vec<_> = keys.iter().map(|k| k.as_bytes().to_vec().into()).collect();
-    let from = |tier: Tier| v1::EvictRequest { keys: wire.clone(), tiers: vec![tier.into()], dry_run: false };
+    let wire = block_targets(&keys);
+    let from = |tier: Tier| v1::EvictRequest {
+        targets: vec![wire.clone()],
+        tiers: vec![tier.into()],
+        ..v1::EvictRequest::default()
+    };
     daemon.control().evict_from(from(Tier::Host)).unwrap();
     assert_eq!((daemon.tier(Tier::Host).blocks, daemon.tier(Tier::Disk).blocks), (0, 20));
     assert_eq!(engine.get(&prompt).hit.disk_tokens, 320);

@@ -1,5 +1,4 @@
 //! A daemon that is stopped in its tracks: every call of the connector ends within its own deadline.
-#![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
 //! Nonsense on the sockets: the daemon refuses it, says why, and goes on serving.
-#![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -322,11 +321,13 @@ fn a_lying_checksum_is_caught_on_the_way_down() {
 fn control_calls_out_of_bounds() {
     let daemon = daemon!(Setup::default());
     let engine = Engine::attach(&daemon, &Shape::default());
-    let many = vec![BlockKey::new([1; 32]); 5000];
-    refused(daemon.control().evict(&many, false), Code::InvalidArgument, "5000 keys in one call, at most 4096");
+    let many = vec![BlockKey::new([1; 32]); 65_537];
+    refused(daemon.control().evict(&many, false), Code::InvalidArgument, "more than 65536 blocks in one call");
     refused(daemon.control().locate(&many), Code::InvalidArgument, "at most 4096");
-    assert_eq!(daemon.control().evict(&many[..4096], false).unwrap().len(), 4096);
-    let short = v1::EvictRequest { keys: vec![vec![1; 31].into()], ..v1::EvictRequest::default() };
+    assert_eq!(daemon.control().evict(&many[..65_536], false).unwrap().len(), 65_536);
+    let blocks = v1::target::Target::Blocks(v1::BlockKeys { keys: vec![1; 31].into() });
+    let short_key = v1::Target { target: Some(blocks), ..v1::Target::default() };
+    let short = v1::EvictRequest { targets: vec![short_key], ..v1::EvictRequest::default() };
     refused(daemon.control().evict_from(short), Code::InvalidArgument, "keys");
     let tier = v1::EvictRequest { tiers: vec![99], ..v1::EvictRequest::default() };
     refused(daemon.control().evict_from(tier), Code::InvalidArgument, "tiers");

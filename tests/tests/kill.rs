@@ -1,5 +1,4 @@
 //! `kill -9` of daemons and engines, at any time.
-#![forbid(unsafe_code)]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,4 @@
 //! The object tier in a directory: it alone, and below a disk that is lost.
-#![forbid(unsafe_code)]
 
 use kvtier_proto::v1::{Outcome, Tier};
 use kvtier_tests::daemon::count;

@@ -2,13 +2,17 @@
 
 usage: engine.py --model DIR (--socket PATH | --off) --prompts FILE.json --out FILE.json [options]
 PROMPTS is a list of prompts, each a string, a list of token ids, or {"prompt": either, "salt": str, "params": {..}}
-with `kv_transfer_params` in params. OUT is {"outputs": [{"tokens": [..], "cached": n}], "metrics": {..},
+with `kv_transfer_params` in params, and vLLM's envelope in kv_hints. OUT is
+{"outputs": [{"tokens": [..], "cached": n, "kv_transfer_params": {..}}], "metrics": {..},
 "counters": [{"role": "scheduler" | "worker", "side": {..}, "session": {..}}], "seconds": {..}}.
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -44,6 +48,8 @@ def parse() -> argparse.Namespace:
 
 def environment(args: argparse.Namespace, counters: str) -> None:
     """Everything vLLM reads from the environment, before it is imported; workers inherit it."""
+    if platform.machine() == "x86_64":
+        allow_tiles()
     if args.tp > 1:
         args.mp = True
     if not args.mp:
@@ -56,6 +62,17 @@ def environment(args: argparse.Namespace, counters: str) -> None:
         built = [p for p in (target / k / "libkvtier.so" for k in ("debug", "release")) if p.exists()]
         if built:
             os.environ.setdefault("KVTIER_LIBRARY", str(max(built, key=lambda p: p.stat().st_mtime)))
+
+
+def allow_tiles() -> None:
+    """Asks the kernel for AMX's tile registers, where the processor has them.
+
+    vLLM's attention uses them but leaves it to the first large matrix product to ask: an engine whose first prompt is short,
+    or mostly loaded, dies of SIGILL.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA); elsewhere it fails and changes nothing.
+        ctypes.CDLL(None).syscall(158, 0x1023, 18)
 
 
 def engine_arguments(args: argparse.Namespace) -> dict:
@@ -89,6 +106,23 @@ def engine_arguments(args: argparse.Namespace) -> dict:
     return {**arguments, **json.loads(args.engine)}
 
 
+def attach_hints(llm, entries: list) -> None:
+    """Lets requests carry their envelopes, in order; `LLM` has no argument for them."""
+    from vllm.v1.kv_hints import KvHintAction, KvHintsEnvelope
+
+    add, left = llm.llm_engine.add_request, list(entries)
+
+    def envelope(fields: dict) -> KvHintsEnvelope:
+        actions = [KvHintAction(**action) for action in fields["actions"]]
+        return KvHintsEnvelope(fields["protocol_version"], fields["message_id"], actions)
+
+    def add_hinted(*args, **kwargs):
+        fields = left.pop(0)
+        return add(*args, **kwargs, kv_hints=envelope(fields) if fields else None)
+
+    llm.llm_engine.add_request = add_hinted
+
+
 def run(args: argparse.Namespace) -> dict:
     """Generates, greedily."""
     from vllm import LLM, SamplingParams
@@ -96,7 +130,7 @@ def run(args: argparse.Namespace) -> dict:
     started = time.monotonic()
     llm = LLM(**engine_arguments(args))
     ready = time.monotonic()
-    prompts, params = [], []
+    prompts, params, envelopes = [], [], []
     for entry in json.loads(Path(args.prompts).read_text()):
         entry = entry if isinstance(entry, dict) else {"prompt": entry}
         text = entry["prompt"]
@@ -104,6 +138,9 @@ def run(args: argparse.Namespace) -> dict:
         prompts.append({**prompt, **({"cache_salt": entry["salt"]} if entry.get("salt") else {})})
         extra = {"extra_args": {"kv_transfer_params": entry["params"]}} if entry.get("params") else {}
         params.append(SamplingParams(temperature=0.0, max_tokens=args.max_tokens, ignore_eos=True, **extra))
+        envelopes.append(entry.get("kv_hints"))
+    if any(envelopes):
+        attach_hints(llm, envelopes)
     outputs, seconds = [], []
     batches = [(prompts, params)] if args.together else [([p], [s]) for p, s in zip(prompts, params, strict=True)]
     for batch, settings in batches:
@@ -113,7 +150,14 @@ def run(args: argparse.Namespace) -> dict:
     time.sleep(args.hold)
     metrics = {m.name: m.value for m in llm.get_metrics() if "prefix_cache" in m.name and hasattr(m, "value")}
     llm.llm_engine.engine_core.shutdown()
-    rows = [{"tokens": list(o.outputs[0].token_ids), "cached": o.num_cached_tokens} for o in outputs]
+    rows = [
+        {
+            "tokens": list(o.outputs[0].token_ids),
+            "cached": o.num_cached_tokens,
+            "kv_transfer_params": o.kv_transfer_params,
+        }
+        for o in outputs
+    ]
     return {"outputs": rows, "metrics": metrics, "seconds": {"start": round(ready - started, 2), "generate": seconds}}
 
 

@@ -1,7 +1,9 @@
-"""What the demo and the end-to-end tests have in common: a kvtierd process, and vLLM engines run to their end."""
+"""What the demos and the end-to-end tests have in common: kvtierd, a directory, and vLLM engines run to their end."""
 
 import json
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,10 @@ ENGINE = Path(__file__).resolve().parent / "engine.py"
 START_SECONDS = 30
 ENGINE_SECONDS = 420
 SYSTEM_TOKENS, TAIL_TOKENS, PROMPTS = 512, 200, 3
+
+
+class Skipped(Exception):
+    """A case cannot be run here: why."""
 
 
 class Daemon:
@@ -75,6 +81,49 @@ class Daemon:
         return {"host": loaded["host"], "disk": loaded["disk"], "corrupt": status["corrupt_blocks"], "tokens": served}
 
 
+class Directory:
+    """Valkey or Redis, without a disk."""
+
+    def __init__(self, home: Path, address: str = "127.0.0.1"):
+        self.home, self.address, self.port, self.process = home, address, free_port(address), None
+
+    @property
+    def url(self) -> str:
+        """How daemons name it."""
+        return f"redis://{self.address}:{self.port}"
+
+    def start(self) -> None:
+        """Starts it, empty."""
+        server = shutil.which("valkey-server") or "redis-server"
+        command = [server, "--bind", self.address, "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        command += ["--protected-mode", "no", "--dir", str(self.home)]
+        with open(self.home / "directory.log", "ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_SECONDS
+        while self.ask("PING") != "PONG":
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{server} did not start:\n{(self.home / 'directory.log').read_text()[-2000:]}")
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """Kills it."""
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def ask(self, *words: str) -> str:
+        """What it answers to a command."""
+        command = ["redis-cli", "-h", self.address, "-p", str(self.port), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
+
+
 def prompts() -> list:
     """A shared system prompt and a tail of each one's own."""
     system = [7 + 13 * n % 250 for n in range(SYSTEM_TOKENS)]
@@ -102,6 +151,6 @@ def end_engine(engine: subprocess.Popen, home: Path, name: str) -> list:
     return [row["tokens"] for row in json.loads((home / f"{name}.json").read_text())["outputs"]]
 
 
-def run_engine(model: Path, home: Path, name: str, where: list) -> list:
+def run_engine(model: Path, home: Path, name: str, where: list, ask: list | None = None) -> list:
     """Starts an engine and waits for it."""
-    return end_engine(start_engine(model, home, name, where), home, name)
+    return end_engine(start_engine(model, home, name, where, ask), home, name)

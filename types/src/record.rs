@@ -22,7 +22,7 @@ pub struct RecordMeta {
     pub namespace: NamespaceId,
     /// Owner of the block.
     pub tenant: TenantId,
-    /// Program and semantic type of the request that wrote it.
+    /// Program, semantic type and taints of the block.
     pub hints: BlockHints,
     /// The block before it in the prefix, `None` for the first.
     pub parent: Option<BlockKey>,
@@ -40,6 +40,9 @@ pub struct RecordMeta {
     pub checksum: u64,
     /// Order of writing, unique within a node: a later record has a higher number, across restarts too.
     pub sequence: u64,
+    /// When the block is gone everywhere: milliseconds since the Unix epoch, `None` for never. Between nodes the
+    /// remaining time travels instead, since their clocks differ.
+    pub expires_ms: Option<u64>,
 }
 
 impl RecordMeta {

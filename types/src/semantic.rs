@@ -2,6 +2,9 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
+
+use crate::taint::{Taint, Toleration};
 
 /// The meaning of a block's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -44,6 +47,27 @@ impl SemanticType {
         Self::Scratchpad,
         Self::Skill,
     ];
+
+    /// Types from the least to the most durable: a block that spans two takes the more durable one.
+    const BY_DURABILITY: [Self; 10] = [
+        Self::Unspecified,
+        Self::Scratchpad,
+        Self::ReasoningBranch,
+        Self::ToolResult,
+        Self::ConversationTurn,
+        Self::Document,
+        Self::ExecutionCheckpoint,
+        Self::Skill,
+        Self::ToolDefinition,
+        Self::SystemPrompt,
+    ];
+
+    /// The type of a block that spans both.
+    #[must_use]
+    pub fn more_durable(self, other: Self) -> Self {
+        let rank = |kind| Self::BY_DURABILITY.iter().position(|k| *k == kind);
+        if rank(self) >= rank(other) { self } else { other }
+    }
 
     /// The field's name, as in the wire format and in hints.
     #[must_use]
@@ -96,9 +120,26 @@ pub struct BlockHints {
     pub program_id: String,
     /// The meaning of the block's tokens.
     pub semantic: SemanticType,
+    /// What may not, or must, be done with it; sorted, at most [`Taint::MAX_PER_BLOCK`].
+    pub taints: Vec<Taint>,
 }
 
 impl BlockHints {
-    /// Longest program id kept, in bytes; longer ones are refused at the wire.
+    /// Longest program or session id kept, in bytes; longer ones are refused at the wire.
     pub const MAX_PROGRAM_ID_BYTES: usize = 128;
+}
+
+/// What a request said of itself and of the blocks that it reads or writes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RequestHints {
+    /// Of the blocks it writes.
+    pub block: BlockHints,
+    /// The client's conversation; empty when it named none.
+    pub session_id: String,
+    /// The program that started this one; empty for none.
+    pub parent_program_id: String,
+    /// Taints that it bears with.
+    pub tolerations: Vec<Toleration>,
+    /// A soft claim on the blocks it writes: priority, and for how long.
+    pub retain: Option<(u8, Duration)>,
 }

@@ -6,7 +6,9 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use kvtier_types::{BlockHints, EngineHash, SemanticType};
+use bytes::Bytes;
+use kvtier_types::EngineHash;
+use kvtier_types::hints::MAX_JSON_BYTES;
 
 use super::types::{Handle, KVTIER_OK};
 use crate::error::Error;
@@ -172,15 +174,14 @@ pub(super) unsafe fn salt(salt: *const c_char) -> Result<String, Error> {
     Ok(salt.unwrap_or_default().to_owned())
 }
 
-/// The hints of a request. A program id that is too long is refused; an unknown semantic type is none.
+/// What a request's client said, empty for null. It is read by the daemon.
 ///
 /// # Safety
-/// As for [`text`].
-pub(super) unsafe fn hints(program_id: *const c_char, semantic: u32) -> Result<BlockHints, Error> {
+/// As for [`array`].
+pub(super) unsafe fn hints(hints: *const u8, len: u32) -> Result<Bytes, Error> {
     // SAFETY: as this function's contract says.
-    let program_id = unsafe { optional_text("program_id", program_id, BlockHints::MAX_PROGRAM_ID_BYTES) }?;
-    let semantic = u8::try_from(semantic).map_or_else(|_| SemanticType::default(), SemanticType::from_number);
-    Ok(BlockHints { program_id: program_id.unwrap_or_default().to_owned(), semantic })
+    let bytes = unsafe { array("hints", hints, len as usize, MAX_JSON_BYTES) }?;
+    Ok(Bytes::copy_from_slice(bytes))
 }
 
 /// Copies a text and a NUL, cut at a character boundary if need be. Answers whether it fitted; without room, nothing is

@@ -5,12 +5,13 @@ use std::ffi::c_char;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
-use super::args::{array, hashes, hints, out, room, salt, sized, text, with_session};
+use super::args::{array, hashes, hints, out, room, salt, sized, text, with_session, write_whole};
 use super::types::{
     Frame, Handle, HitInfo, KVTIER_MISS, KVTIER_OK, KVTIER_PENDING, LookupRequest, ReserveRequest, Status,
 };
 use crate::error::Error;
 use crate::frame::FrameRef;
+use crate::hints::{Hints, OutcomesPoll};
 use crate::lookup::answer::Hit;
 use crate::lookup::table::Settlement;
 use crate::lookup::{FramesPoll, HitPoll, MAX_BLOCK_SHARDS, MAX_REQUEST_ID_BYTES, Query};
@@ -37,7 +38,7 @@ pub unsafe extern "C" fn kvtier_lookup_submit(session: *mut Handle, request: *co
         // SAFETY: as above.
         let cache_salt = unsafe { salt(wire.cache_salt) }?;
         // SAFETY: as above.
-        let hints = unsafe { hints(wire.program_id, wire.semantic) }?;
+        let hints = unsafe { hints(wire.hints, wire.hints_len) }?;
         let deadline = Duration::from_millis(wire.deadline_ms.into());
         let local_tokens = wire.local_tokens;
         session.submit_lookup(Query { request_id, hashes, local_tokens, cache_salt, hints, deadline })?;
@@ -144,6 +145,66 @@ pub unsafe extern "C" fn kvtier_release(
     unsafe { with_session(session, body) }
 }
 
+/// Hands on what a request's client said, once a request, and returns: its actions are carried out in the background, and
+/// `kvtier_hints_outcomes` tells what became of them. Lookups and reservations carry the same hints for their blocks.
+///
+/// # Safety
+/// `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string, `cache_salt` one or null; `hints`
+/// points to `hints_len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvtier_hints_submit(
+    session: *mut Handle,
+    request_id: *const c_char,
+    cache_salt: *const c_char,
+    hints_json: *const u8,
+    hints_len: u32,
+) -> Status {
+    let body = |session: &Session| {
+        // SAFETY: the caller's promise on `request_id`.
+        let request_id = unsafe { text("request_id", request_id, MAX_REQUEST_ID_BYTES) }?.to_owned();
+        // SAFETY: the caller's promise on `cache_salt`.
+        let cache_salt = unsafe { salt(cache_salt) }?;
+        // SAFETY: the caller's promise on `hints_json`.
+        let client_hints = unsafe { hints(hints_json, hints_len) }?;
+        session.submit_hints(Hints { request_id, cache_salt, client_hints })?;
+        Ok(KVTIER_OK)
+    };
+    // SAFETY: the caller's promise on `session`.
+    unsafe { with_session(session, body) }
+}
+
+/// What became of a request's hints, as a JSON list of `{"action_id", "action_type", "outcome", "reason"}`. `KVTIER_OK`
+/// consumes the answer, which takes at most 61,441 bytes; `KVTIER_PENDING` until the daemon gave it; `KVTIER_MISS` when none
+/// will come. Local state only.
+///
+/// # Safety
+/// `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string; `buffer` has room for `capacity`
+/// bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvtier_hints_outcomes(
+    session: *mut Handle,
+    request_id: *const c_char,
+    buffer: *mut c_char,
+    capacity: usize,
+) -> Status {
+    let body = |session: &Session| {
+        // SAFETY: the caller's promise on `request_id`.
+        let request_id = unsafe { text("request_id", request_id, MAX_REQUEST_ID_BYTES) }?;
+        match session.poll_hints(request_id) {
+            OutcomesPoll::Unknown => Ok(KVTIER_MISS),
+            OutcomesPoll::Pending => Ok(KVTIER_PENDING),
+            OutcomesPoll::Ready(json) => {
+                // SAFETY: the caller's promise on `buffer`.
+                let status = unsafe { write_whole(&json, buffer, capacity) }?;
+                session.forget_hints(request_id);
+                Ok(status)
+            }
+        }
+    };
+    // SAFETY: the caller's promise on `session`.
+    unsafe { with_session(session, body) }
+}
+
 /// Submits a wish for frames, for all shards of consecutive blocks of a group, and returns its ticket.
 ///
 /// # Safety
@@ -171,7 +232,7 @@ pub unsafe extern "C" fn kvtier_reserve_submit(
         // SAFETY: as above.
         let cache_salt = unsafe { salt(wire.cache_salt) }?;
         // SAFETY: as above.
-        let hints = unsafe { hints(wire.program_id, wire.semantic) }?;
+        let hints = unsafe { hints(wire.hints, wire.hints_len) }?;
         let (group, first_block) = (wire.group, wire.first_block);
         let number =
             session.submit_reserve(Reserve { group, first_block, hashes: blocks, parent, cache_salt, hints })?;

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::args::guarded;
 use super::scheduler::{
-    kvtier_lookup_frames, kvtier_lookup_poll, kvtier_lookup_submit, kvtier_release, kvtier_reserve_abandon,
-    kvtier_reserve_poll, kvtier_reserve_submit,
+    kvtier_hints_outcomes, kvtier_hints_submit, kvtier_lookup_frames, kvtier_lookup_poll, kvtier_lookup_submit,
+    kvtier_release, kvtier_reserve_abandon, kvtier_reserve_poll, kvtier_reserve_submit,
 };
 use super::session::{
     kvtier_abi_version, kvtier_counters, kvtier_session_close, kvtier_session_open, kvtier_session_state,
@@ -68,8 +68,8 @@ fn lookup(hashes: &[u8], count: u32) -> LookupRequest {
         hash_count: count,
         local_tokens: 0,
         cache_salt: null(),
-        program_id: null(),
-        semantic: 0,
+        hints: null(),
+        hints_len: 0,
         deadline_ms: 1000,
     }
 }
@@ -82,10 +82,10 @@ fn reserve(hashes: &[u8], count: u32) -> ReserveRequest {
         first_block: 0,
         hashes: hashes.as_ptr(),
         count,
-        semantic: 0,
+        hints_len: 0,
         parent_hash: null(),
         cache_salt: null(),
-        program_id: null(),
+        hints: null(),
     }
 }
 
@@ -181,17 +181,39 @@ fn bad_lookups_are_refused() {
         change(&mut request);
         assert_eq!(c!(kvtier_lookup_submit(open.0, &raw const request)), BAD, "{what}");
     }
-    let program = LookupRequest { program_id: long.as_ptr(), ..lookup(&hashes, 2) };
-    assert_eq!(c!(kvtier_lookup_submit(open.0, &raw const program)), BAD);
+    let hinted = LookupRequest { hints: hashes.as_ptr(), hints_len: 65_537, ..lookup(&hashes, 2) };
+    assert_eq!(c!(kvtier_lookup_submit(open.0, &raw const hinted)), BAD);
+    let absent = LookupRequest { hints: null(), hints_len: 1, ..lookup(&hashes, 2) };
+    assert_eq!(c!(kvtier_lookup_submit(open.0, &raw const absent)), BAD);
     let named = LookupRequest { request_id: long.as_ptr(), ..lookup(&hashes, 2) };
     assert_eq!(c!(kvtier_lookup_submit(open.0, &raw const named)), BAD);
     assert_eq!(c!(kvtier_lookup_submit(open.0, null())), BAD);
-    let misaligned = (&raw const program).wrapping_byte_add(1);
+    let misaligned = (&raw const hinted).wrapping_byte_add(1);
     assert_eq!(c!(kvtier_lookup_submit(open.0, misaligned)), BAD);
     assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 0, null_mut())), BAD);
     assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 0, &mut HitInfo { size: 23, ..hit() })), BAD);
     assert_eq!(c!(kvtier_lookup_frames(open.0, c"r".as_ptr(), 0, 0, u32::MAX, 2, null_mut())), BAD);
     assert_eq!(c!(kvtier_lookup_frames(open.0, c"r".as_ptr(), 0, 0, 0, u32::MAX, null_mut())), BAD);
+}
+
+#[test]
+fn hints_are_bounded_and_without_a_daemon_nothing_becomes_of_them() {
+    let open = Open::new();
+    let json = br#"{"v": 1, "session_id": "s"}"#;
+    let submit = |id: *const c_char, at: *const u8, len: u32| c!(kvtier_hints_submit(open.0, id, null(), at, len));
+    let len = u32::try_from(json.len()).unwrap();
+    for (id, at, len) in [
+        (null(), json.as_ptr(), len),
+        (c"r".as_ptr(), null(), len),
+        (c"r".as_ptr(), json.as_ptr(), 0),
+        (c"r".as_ptr(), json.as_ptr(), 65_537),
+    ] {
+        assert_eq!(submit(id, at, len), BAD);
+    }
+    assert_eq!(submit(c"r".as_ptr(), json.as_ptr(), len), KVTIER_OK);
+    let mut text = [0 as c_char; 64];
+    assert_eq!(c!(kvtier_hints_outcomes(open.0, c"r".as_ptr(), text.as_mut_ptr(), text.len())), KVTIER_MISS);
+    assert_eq!(c!(kvtier_hints_outcomes(open.0, null(), text.as_mut_ptr(), text.len())), BAD);
 }
 
 #[test]

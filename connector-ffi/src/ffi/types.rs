@@ -10,7 +10,7 @@ use crate::frame::FrameRef;
 use crate::session::Session;
 
 /// Version of this interface: a caller refuses a library that answers another one.
-pub const KVTIER_ABI_VERSION: u32 = 1;
+pub const KVTIER_ABI_VERSION: u32 = 2;
 
 /// Done, or the answer is there.
 pub const KVTIER_OK: i32 = 0;
@@ -86,10 +86,10 @@ pub struct LookupRequest {
     pub local_tokens: u32,
     /// Salt of the request, or null.
     pub cache_salt: *const c_char,
-    /// Program the request belongs to, or null.
-    pub program_id: *const c_char,
-    /// Number of the semantic type, 0 for none.
-    pub semantic: u32,
+    /// What the request's client said, as JSON: `hints_len` bytes, or null.
+    pub hints: *const u8,
+    /// Bytes of `hints`, at most 65,536.
+    pub hints_len: u32,
     /// When to answer zero.
     pub deadline_ms: u32,
 }
@@ -152,14 +152,14 @@ pub struct ReserveRequest {
     pub hashes: *const u8,
     /// Number of blocks.
     pub count: u32,
-    /// Number of the semantic type, 0 for none.
-    pub semantic: u32,
+    /// Bytes of `hints`, at most 65,536.
+    pub hints_len: u32,
     /// Hash of the block before the first, or null for the first of a prefix.
     pub parent_hash: *const u8,
     /// Salt of the request, or null.
     pub cache_salt: *const c_char,
-    /// Program the request belongs to, or null.
-    pub program_id: *const c_char,
+    /// What the request's client said, as JSON: `hints_len` bytes, or null.
+    pub hints: *const u8,
 }
 
 /// A part of the engine's memory that holds one run of every block of a group.

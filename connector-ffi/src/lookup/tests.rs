@@ -2,7 +2,8 @@ use super::{MAX_BLOCK_SHARDS, Query, ranges};
 use crate::keys::KeySpace;
 use crate::spec::Spec;
 use crate::spec::tests::sample;
-use kvtier_types::{BlockHints, EngineHash};
+use bytes::Bytes;
+use kvtier_types::EngineHash;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ fn query(hashes: u32, local_tokens: u32) -> Query {
         hashes: (0..hashes).map(hash).collect(),
         local_tokens,
         cache_salt: String::new(),
-        hints: BlockHints::default(),
+        hints: Bytes::new(),
         deadline: Duration::from_secs(1),
     }
 }

@@ -36,7 +36,7 @@ pub async fn locate_missing(
 }
 
 /// What the directory says of shards; nothing when it does not answer in time, or nobody else is there to have them.
-pub(super) async fn replicas(
+pub(crate) async fn replicas(
     node: &Arc<Node>,
     cluster: &Cluster,
     keys: &[ShardKey],

@@ -4,10 +4,15 @@
 //! Decisions are the core's ([`kvtier_policy::Core`], [`kvtier_policy::peer::PeerSession`]); here is the I/O.
 
 mod beat;
+mod copies;
 mod drain;
+mod elsewhere;
 mod exposures;
+pub(crate) mod fanout;
 mod floor;
+mod homes;
 mod locate;
+mod outbox;
 mod peers;
 mod publish;
 mod reap;
@@ -20,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use anyhow::Context;
 use kvtier_policy::directory::NodeRecord;
 use kvtier_policy::{FrameRef, MoveId, Source};
 use kvtier_storage::object::Floor;
@@ -28,13 +34,17 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use drain::{DrainReport, drain};
+pub(crate) use elsewhere::find_elsewhere;
 pub(crate) use exposures::Exposures;
+pub(crate) use homes::{push, to_object_store, to_peers};
 pub use locate::locate_missing;
+pub(crate) use locate::replicas;
 pub use transports::Transports;
 
 use crate::config::Config;
 use crate::directory::{Directory, EmbeddedDirectory, ValkeyDirectory};
 use crate::node::Node;
+use outbox::Outbox;
 use peers::Peers;
 
 /// A fetch as the core wants it.
@@ -79,6 +89,8 @@ pub struct Cluster {
     pub beating: Notify,
     /// Blocks whose bytes came from other nodes' packs.
     pub(crate) floor_reads: AtomicU64,
+    /// Verbs that wait for nodes that are away.
+    pub(crate) outbox: Arc<Outbox>,
     peers: Peers,
     state: Mutex<DirectoryState>,
     records: Mutex<Vec<NodeRecord>>,
@@ -102,6 +114,7 @@ impl Cluster {
         } else {
             Arc::new(ValkeyDirectory::open(&config.valkey())?)
         };
+        let outbox = Outbox::open(&config.data_dir).context("cannot open the outbox in data_dir")?;
         let transports = Transports::open(config).await?;
         let shared = config.object.enabled && !config.cluster.is_embedded();
         let floor = if shared { Some(Arc::new(Floor::open(config.floor_config()?)?)) } else { None };
@@ -114,6 +127,7 @@ impl Cluster {
             publishing: Notify::new(),
             beating: Notify::new(),
             floor_reads: AtomicU64::new(0),
+            outbox: Arc::new(outbox),
             peers: Peers::default(),
             state: Mutex::new(DirectoryState::default()),
             records: Mutex::new(Vec::new()),
@@ -126,7 +140,9 @@ impl Cluster {
         node.with_core(|core, _| core.join(&self.id, incarnation));
         node.tasks.spawn(beat::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(publish::run(Arc::clone(node), Arc::clone(self)));
+        node.tasks.spawn(copies::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(reap::run(Arc::clone(node), Arc::clone(self)));
+        node.tasks.spawn(fanout::run(Arc::clone(node), Arc::clone(&self.outbox)));
         if let Some(floor) = &self.floor {
             let (floor, stopping) = (Arc::clone(floor), node.stopping.clone());
             node.tasks.spawn(async move {

@@ -11,9 +11,9 @@ use std::time::Duration;
 use kvtier_memory::IoBuf;
 use kvtier_policy::peer::{ExportNumber, Granted, PeerSession, ReadEnd, SessionAction, SessionConfig, Wanted};
 use kvtier_policy::{FetchEnd, FrameRef, MoveId};
-use kvtier_proto::{PROTOCOL_VERSION, v1};
+use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
 use kvtier_transport::{Descriptor, Link, ReadTerms, TransportError};
-use kvtier_types::{Expect, Instant, RecordMeta};
+use kvtier_types::{Expect, Instant};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ use tonic::Code;
 
 use super::peers::{Client, PeerLife, client};
 use super::{Cluster, Fetch};
+use crate::claims::unix_ms;
 use crate::node::Node;
 use crate::pool::frame_id;
 
@@ -353,7 +354,7 @@ fn granted(shard: v1::ExportedShard) -> Granted<Descriptor> {
     if shard.outcome != i32::from(v1::Outcome::Applied) {
         return None;
     }
-    let meta = RecordMeta::try_from(shard.meta.as_ref()?).ok()?;
+    let meta = convert::record_meta(shard.meta.as_ref()?, unix_ms()).ok()?;
     Some((Descriptor::new(shard.descriptor).ok()?, meta))
 }
 

@@ -66,6 +66,9 @@ impl Config {
                 max_bytes: self.transport.max_in_flight.0,
                 ..FetchConfig::default()
             },
+            claims: self.claims_config(),
+            eviction: self.eviction_config()?,
+            disk_write_rate: self.disk.write_rate.map(|rate| rate.0),
         })
     }
 

@@ -1,22 +1,22 @@
 //! `Admin`: the state of the node.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use kvtier_policy::Core;
 use kvtier_policy::directory::{NodeRecord, NodeState};
+use kvtier_policy::{Core, TierUse};
 use kvtier_proto::{convert, v1};
 use kvtier_storage::BlockStore;
 use kvtier_transport::Transport;
-use kvtier_types::{BlockKey, Origin, Tier};
+use kvtier_types::{BlockKey, Origin, SemanticType, Tier};
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::wire_status;
+use super::caller::Caller;
+use super::{rules, wire_status};
 use crate::cluster::{self, DrainReport};
 use crate::node::Node;
 
@@ -37,18 +37,31 @@ impl v1::admin_server::Admin for AdminService {
         Ok(Response::new(nodes(&self.0)))
     }
 
-    type DrainStream = DrainStream;
-
-    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<DrainStream>, Status> {
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<BoxStream<v1::DrainEvent>>, Status> {
+        Caller::operator_of(&self.0, &request)?;
         drain(&self.0, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn rules(&self, _request: Request<v1::RulesRequest>) -> Result<Response<v1::RulesReply>, Status> {
+        Ok(Response::new(rules::in_force(&self.0)))
+    }
+
+    async fn reload_rules(&self, request: Request<v1::ReloadRulesRequest>) -> Result<Response<v1::RulesReply>, Status> {
+        Caller::operator_of(&self.0, &request)?;
+        Ok(Response::new(rules::reload(&self.0).await))
+    }
+
+    async fn explain_rules(
+        &self,
+        request: Request<v1::ExplainRulesRequest>,
+    ) -> Result<Response<v1::ExplainRulesReply>, Status> {
+        let caller = Caller::of(&self.0, &request)?;
+        rules::explain(&self.0, &caller, &request.into_inner()).map(Response::new)
     }
 }
 
-/// Progress of a drain.
-pub(crate) type DrainStream = Pin<Box<dyn Stream<Item = Result<v1::DrainEvent, Status>> + Send>>;
-
 /// Drains this node, or has another one drain itself.
-pub(crate) async fn drain(node: &Arc<Node>, request: &v1::DrainRequest) -> Result<DrainStream, Status> {
+pub(crate) async fn drain(node: &Arc<Node>, request: &v1::DrainRequest) -> Result<BoxStream<v1::DrainEvent>, Status> {
     let other = !request.node_id.is_empty() && request.node_id != node.config.node_id;
     if other {
         let id = convert::node(&request.node_id).map_err(wire_status)?;
@@ -171,7 +184,60 @@ fn status(node: &Arc<Node>) -> v1::StatusReply {
         notes: node.notes.clone(),
         transports: transports(node),
         cluster: cluster_counts(node, core).map(count).to_vec(),
+        types: types(core),
+        policy: claim_counts(core)
+            .chain(mark_counts(node, core))
+            .chain(node.hints.counts.sums())
+            .chain(node.ahead.counts())
+            .map(count)
+            .collect(),
     })
+}
+
+/// Claims and what became of calls for them.
+pub(crate) fn claim_counts(core: &Core) -> impl Iterator<Item = (&'static str, u64)> {
+    let [pins, retains, hints] = core.claims_held().map(|(_, count)| count);
+    let counts = core.claim_counts();
+    [
+        ("claims_pin", pins),
+        ("claims_retain", retains),
+        ("claims_hint_blocks", hints),
+        ("claims_made", counts.made),
+        ("claims_clipped", counts.clipped),
+        ("claims_rejected", counts.rejected),
+        ("claims_expired", counts.expired),
+        ("claims_released", counts.released),
+        ("claimed_host_bytes", core.claimed(Tier::Host).0),
+        ("claimed_disk_bytes", core.claimed(Tier::Disk).0),
+    ]
+    .into_iter()
+}
+
+/// Copies by type and tier.
+fn types(core: &Core) -> Vec<v1::TypeUse> {
+    let pairs = SemanticType::ALL.into_iter().flat_map(|semantic| Tier::ALL.map(|tier| (semantic, tier)));
+    let rows = pairs.map(|(semantic, tier)| (semantic, tier, core.type_use(semantic, tier)));
+    let row = |(semantic, tier, use_): (SemanticType, Tier, TierUse)| v1::TypeUse {
+        semantic: v1::SemanticType::from(semantic).into(),
+        tier: v1::Tier::from(tier).into(),
+        copies: use_.copies,
+        bytes: use_.bytes,
+    };
+    rows.filter(|(_, _, use_)| use_.copies > 0).map(row).collect()
+}
+
+/// Taints, rules, and what became of blocks by them.
+pub(crate) fn mark_counts(node: &Node, core: &Core) -> [(&'static str, u64); 7] {
+    let (counts, rules) = (core.counts(), node.rules.state());
+    [
+        ("marked_blocks", core.marks() as u64),
+        ("kept_host_bytes", core.kept_use(Tier::Host).bytes),
+        ("kept_disk_bytes", core.kept_use(Tier::Disk).bytes),
+        ("keeps_clipped", counts.clipped_keeps),
+        ("expired_blocks", counts.expired_blocks),
+        ("rules_generation", rules.generation),
+        ("rules_refused", u64::from(!rules.refused.is_empty())),
+    ]
 }
 
 /// What this node did for and with others.

@@ -11,13 +11,15 @@ use kvtier_policy::{
     LookupRequest, ReleaseReport, Reservation, ReserveRequest, Role, SealOutcome, SealRequest,
 };
 use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
-use kvtier_types::{FieldHasher, Namespace, Origin, TenantId};
+use kvtier_types::{Namespace, Origin, TenantId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::Stream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{attachment, core_status, wire_status};
+use super::caller::Caller;
+use super::{attachment, core_status, hinting, wire_status};
 use crate::cluster;
 use crate::node::{Node, Token};
 
@@ -62,10 +64,10 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl v1::engine_server::Engine for EngineService {
-    type AttachStream = AttachStream;
-
-    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<AttachStream> {
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<BoxStream<v1::AttachEvent>> {
         let node = &self.0;
+        let caller = Caller::of(node, &request)?;
+        let tenant = (!caller.operator).then_some(caller.tenant);
         let message = request.into_inner();
         if node.is_draining() {
             return Err(Status::unavailable("the daemon is stopping; attach again later"));
@@ -73,7 +75,7 @@ impl v1::engine_server::Engine for EngineService {
         let spec = attach_spec(&message)?;
         let (model, layout) = (spec.namespace.model.clone(), spec.layout.clone());
         let id = node.with_core(|core, now| core.attach(now, spec)).map_err(|e| core_status(&e))?;
-        let opened = node.open_door(id);
+        let opened = node.open_door(id, tenant);
         let Ok((token, events)) = opened else {
             node.with_core(|core, _| core.detach(id));
             return Err(Status::internal("no random bytes for an attachment's name"));
@@ -104,7 +106,7 @@ impl v1::engine_server::Engine for EngineService {
             notes,
         };
         let first = v1::AttachEvent { event: Some(v1::attach_event::Event::Attached(attached)) };
-        Ok(Response::new(AttachStream { first: Some(first), events, node: Arc::clone(node), token }))
+        Ok(Response::new(Box::pin(AttachStream { first: Some(first), events, node: Arc::clone(node), token })))
     }
 
     async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Answer<v1::HeartbeatReply> {
@@ -127,16 +129,23 @@ impl v1::engine_server::Engine for EngineService {
         let id = attachment(&self.0, &message.attachment)?;
         let ranges = message.ranges.iter().map(lookup_range).collect::<Result<_, _>>()?;
         let deadline = Duration::from_millis(message.deadline_ms.into()).min(self.0.config.limits.lookup.0);
+        let tenant = self.0.tenant_of_salt(&message.attachment, &message.cache_salt);
+        let heard = hinting::hear(&self.0, &message.client_hints, &tenant);
+        let own = convert::hints(message.hints.as_ref()).map_err(wire_status)?;
         let lookup = LookupRequest {
             attachment: id,
             request_id: message.request_id,
             ranges,
             local_tokens: message.local_tokens,
+            tenant,
+            hints: hinting::of_request(own, heard.as_ref()),
         };
+        let (holds, tenant) = (hinting::lookup_holds(&self.0, heard.as_ref(), &lookup), lookup.tenant.clone());
         let until = Instant::now() + deadline;
         let located = cluster::locate_missing(&self.0, &lookup, deadline).await.map_err(|e| core_status(&e))?;
         let leased = self.0.with_core(|core, now| core.lookup_located(now, lookup, &located));
         let lease = leased.map_err(|e| core_status(&e))?;
+        hinting::hold(&self.0, &tenant, heard.as_ref(), holds);
         let arrived = self.0.wait_until(until, |core| core.waiting(lease).map(|waiting| waiting == 0)).await;
         arrived.map_err(|e| core_status(&e))?;
         let answer = self.0.with_core(|core, _| core.collect(lease)).map_err(|e| core_status(&e))?;
@@ -158,14 +167,26 @@ impl v1::engine_server::Engine for EngineService {
     async fn reserve(&self, request: Request<v1::ReserveRequest>) -> Answer<v1::ReserveReply> {
         let message = request.into_inner();
         let id = attachment(&self.0, &message.attachment)?;
-        let reserve = reserve_request(id, &message)?;
+        let tenant = self.0.tenant_of_salt(&message.attachment, &message.cache_salt);
+        let reserve = reserve_request(id, tenant, &message)?;
         let bytes = self.0.read_core(|core| core.block_bytes(id, reserve.group)).unwrap_or(0);
         if self.0.is_draining() {
             return Ok(Response::new(reserve_reply(vec![Reservation::Busy; reserve.keys.len()], bytes)));
         }
-        let mut answers = self.0.with_core(|core, now| core.reserve(now, &reserve)).map_err(|e| core_status(&e))?;
-        self.reserve_rest(reserve, &mut answers).await?;
-        Ok(Response::new(reserve_reply(answers, bytes)))
+        let heard = hinting::hear(&self.0, &message.client_hints, &reserve.tenant);
+        let block_tokens = self.0.read_core(|core| core.block_tokens(id, reserve.group)).unwrap_or(0);
+        let of = (reserve.first_block, &reserve.keys[..]);
+        let holds = heard.as_ref().map(|heard| hinting::holds(heard, of, block_tokens)).unwrap_or_default();
+        let tenant = reserve.tenant.clone();
+        let deadline = Instant::now() + GROWTH_WAIT;
+        let mut all = Vec::with_capacity(reserve.keys.len());
+        for run in hinting::by_hints(reserve, block_tokens, heard.as_ref()) {
+            let mut answers = self.0.with_core(|core, now| core.reserve(now, &run)).map_err(|e| core_status(&e))?;
+            self.reserve_rest(run, &mut answers, deadline).await?;
+            all.append(&mut answers);
+        }
+        hinting::hold(&self.0, &tenant, heard.as_ref(), holds);
+        Ok(Response::new(reserve_reply(all, bytes)))
     }
 
     async fn seal(&self, request: Request<v1::SealRequest>) -> Answer<v1::SealReply> {
@@ -195,6 +216,13 @@ impl v1::engine_server::Engine for EngineService {
         Ok(Response::new(v1::ReportLoadsReply {}))
     }
 
+    async fn hint(&self, request: Request<v1::HintRequest>) -> Answer<v1::HintReply> {
+        let message = request.into_inner();
+        attachment(&self.0, &message.attachment)?;
+        let tenant = self.0.tenant_of_salt(&message.attachment, &message.cache_salt);
+        Ok(Response::new(hinting::hint(&self.0, &message.client_hints, &tenant).await))
+    }
+
     async fn annotate(&self, request: Request<v1::AnnotateRequest>) -> Answer<v1::AnnotateReply> {
         let message = request.into_inner();
         let id = attachment(&self.0, &message.attachment)?;
@@ -209,8 +237,12 @@ impl v1::engine_server::Engine for EngineService {
 impl EngineService {
     /// Asks again for the blocks at the end that found no room while memory is being made ready. The engine does not
     /// wait for this answer: it copies when it has it.
-    async fn reserve_rest(&self, mut reserve: ReserveRequest, answers: &mut Vec<Reservation>) -> Result<(), Status> {
-        let deadline = Instant::now() + GROWTH_WAIT;
+    async fn reserve_rest(
+        &self,
+        mut reserve: ReserveRequest,
+        answers: &mut Vec<Reservation>,
+        deadline: Instant,
+    ) -> Result<(), Status> {
         loop {
             let grown = self.0.grown.notified();
             tokio::pin!(grown);
@@ -287,7 +319,11 @@ fn lookup_reply(answer: &LookupAnswer) -> v1::LookupReply {
     v1::LookupReply { ranges: ranges.collect() }
 }
 
-fn reserve_request(attachment: AttachmentId, message: &v1::ReserveRequest) -> Result<ReserveRequest, Status> {
+fn reserve_request(
+    attachment: AttachmentId,
+    tenant: TenantId,
+    message: &v1::ReserveRequest,
+) -> Result<ReserveRequest, Status> {
     let range = message.range.as_ref().ok_or_else(|| Status::invalid_argument("field range is missing"))?;
     let parent = if message.parent_key.is_empty() {
         None
@@ -300,19 +336,9 @@ fn reserve_request(attachment: AttachmentId, message: &v1::ReserveRequest) -> Re
         group: range.group,
         first_block: range.first_block,
         keys: convert::unpack_keys(&range.keys).map_err(wire_status)?,
-        tenant: tenant(&message.cache_salt),
+        tenant,
         hints: convert::hints(message.hints.as_ref()).map_err(wire_status)?,
     })
-}
-
-/// The tenant of a salt: unsalted blocks are shared, others belong to whoever knows the salt, named by its digest.
-fn tenant(salt: &str) -> TenantId {
-    if salt.is_empty() {
-        return TenantId::shared();
-    }
-    let digest = FieldHasher::new("kvtier cache salt v1").text(salt).finish();
-    let name = format!("salt-{}", hex::encode(&digest[..8]));
-    TenantId::new(&name).expect("hexadecimal digits make a valid id")
 }
 
 fn reserve_reply(answers: Vec<Reservation>, bytes: u64) -> v1::ReserveReply {

@@ -1,9 +1,14 @@
 //! The gRPC services: thin. Each checks its message, calls the core, and shapes the answer.
 
 mod admin;
+mod caller;
 mod engine;
+mod hinting;
 mod kvcache;
 mod peer;
+mod programs;
+mod rules;
+mod targets;
 
 use std::sync::Arc;
 
@@ -12,9 +17,13 @@ use kvtier_proto::convert::WireError;
 use tonic::Status;
 
 pub(crate) use admin::{AdminService, cluster_counts};
+pub(crate) use caller::Caller;
 pub(crate) use engine::EngineService;
 pub(crate) use kvcache::KvCacheService;
+pub(crate) use kvcache::watchers;
 pub(crate) use peer::PeerService;
+pub(crate) use programs::ProgramsService;
+pub(crate) use targets::KEYS_PER_CORE_CALL;
 
 use crate::node::Node;
 
@@ -38,4 +47,15 @@ fn wire_status(error: WireError) -> Status {
 
 fn attachment(node: &Arc<Node>, token: &[u8]) -> Result<AttachmentId, Status> {
     node.attachment(token).ok_or_else(|| core_status(&CoreError::UnknownAttachment))
+}
+
+/// Verbs about what lies on a tier come too early while its records are still to be read: they would come back, or come in
+/// unmarked.
+fn recovered(node: &Node) -> Result<(), Status> {
+    if node.is_recovering() {
+        return Err(Status::unavailable(
+            "the object store has not been read since the start: this can be said once it answers; try again then",
+        ));
+    }
+    Ok(())
 }

@@ -1,19 +1,21 @@
 //! `Peer`: what other nodes ask of this one. Not encrypted: the cluster's own network only.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvtier_policy::limits::MAX_SHARDS_PER_EXPORT;
 use kvtier_policy::{Core, ExportError, ExportRequest, Exported, LeaseId, MAX_EXPORT_TTL};
 use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
 use kvtier_transport::{Exposure, Transport};
 use kvtier_types::{RecordMeta, ShardKey};
 use tokio::time::Instant;
-use tokio_stream::Stream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::wire_status;
+use super::caller::Caller;
+use super::{recovered, wire_status};
+use crate::claims::unix_ms;
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::pool::frame_id;
@@ -92,8 +94,13 @@ impl v1::peer_server::Peer for PeerService {
             return Err(Status::unavailable("this node is draining itself: push to another one"));
         }
         let from = convert::node(&message.node_id).map_err(wire_status)?;
-        let metas: Vec<RecordMeta> =
-            message.shards.iter().map(RecordMeta::try_from).collect::<Result<_, _>>().map_err(wire_status)?;
+        let now_ms = unix_ms();
+        let metas: Vec<RecordMeta> = message
+            .shards
+            .iter()
+            .map(|shard| convert::record_meta(shard, now_ms))
+            .collect::<Result<_, _>>()
+            .map_err(wire_status)?;
         let limit = Duration::from_millis(message.deadline_ms.into()).min(MAX_PUSH);
         let adopted =
             self.node.with_core(|core, now| core.adopt(now, (from.number(), message.node_incarnation), &metas, limit));
@@ -108,16 +115,58 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(v1::PushReply { outcomes: outcomes.collect() }))
     }
 
+    async fn describe(&self, request: Request<v1::DescribeRequest>) -> Answer<v1::DescribeReply> {
+        let keys = convert::unpack_keys(&request.into_inner().keys).map_err(wire_status)?;
+        if keys.len() > MAX_SHARDS_PER_EXPORT {
+            let message = format!("{} keys in one call, at most {MAX_SHARDS_PER_EXPORT}", keys.len());
+            return Err(Status::invalid_argument(message));
+        }
+        let (incarnation, metas) = self.node.read_core(|core| {
+            let mut metas: Vec<RecordMeta> = Vec::new();
+            for shards in keys.iter().map(|key| core.describe(key)) {
+                if metas.len() + shards.len() > MAX_SHARDS_PER_EXPORT {
+                    break;
+                }
+                metas.extend(shards);
+            }
+            (core.incarnation(), metas)
+        });
+        let shards = metas.iter().map(|meta| convert::shard_meta(meta, unix_ms())).collect();
+        Ok(Response::new(v1::DescribeReply { incarnation, shards }))
+    }
+
     async fn locate(&self, request: Request<v1::LocateRequest>) -> Answer<v1::LocateReply> {
         let message = v1::LocateRequest { local_only: true, ..request.into_inner() };
         super::kvcache::locate(&self.node, &message).await.map(Response::new)
     }
 
-    type DrainStream = Pin<Box<dyn Stream<Item = Result<v1::DrainEvent, Status>> + Send>>;
+    async fn taint(&self, request: Request<v1::TaintRequest>) -> Answer<v1::TaintReply> {
+        recovered(&self.node)?;
+        let message = v1::TaintRequest { local_only: true, ..request.into_inner() };
+        super::kvcache::taint(&self.node, &Caller::operator(), &message).await.map(Response::new)
+    }
 
-    async fn drain(&self, request: Request<v1::DrainRequest>) -> Answer<Self::DrainStream> {
+    async fn untaint(&self, request: Request<v1::TaintRequest>) -> Answer<v1::TaintReply> {
+        recovered(&self.node)?;
+        let message = v1::TaintRequest { local_only: true, ..request.into_inner() };
+        super::kvcache::untaint(&self.node, &Caller::operator(), &message).await.map(Response::new)
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Answer<BoxStream<v1::DrainEvent>> {
         let message = v1::DrainRequest { node_id: String::new(), ..request.into_inner() };
         super::admin::drain(&self.node, &message).await.map(Response::new)
+    }
+
+    async fn evict(&self, request: Request<v1::EvictRequest>) -> Answer<v1::EvictReply> {
+        recovered(&self.node)?;
+        let message = v1::EvictRequest { everywhere: false, ..request.into_inner() };
+        super::kvcache::evict(&self.node, &Caller::operator(), &message).await.map(Response::new)
+    }
+
+    async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalReply> {
+        recovered(&self.node)?;
+        let message = v1::SignalRequest { local_only: true, ..request.into_inner() };
+        super::programs::signal(&self.node, &Caller::operator(), message).await.map(Response::new)
     }
 }
 
@@ -151,7 +200,7 @@ impl PeerService {
                         Ok(exposure) => {
                             let descriptor = exposure.descriptor().as_bytes().clone();
                             exposures.push(exposure);
-                            let meta = Some((&meta).into());
+                            let meta = Some(convert::shard_meta(&meta, unix_ms()));
                             v1::ExportedShard { outcome: v1::Outcome::Applied.into(), descriptor, meta }
                         }
                         Err(error) => {

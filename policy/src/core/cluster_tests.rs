@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvtier_types::{NodeId, NodeNumber, Origin, Tier};
+use kvtier_types::{NodeId, NodeNumber, Origin, RequestHints, TenantId, Tier};
 
 use super::tests::{BLOCK, Bench, NOW, key};
 use super::*;
@@ -64,7 +64,14 @@ impl Pair {
     fn lookup(&mut self, request_id: &str, keys: &[u8]) -> LeaseId {
         let range = LookupRange { group: 0, first_block: 0, keys: keys.iter().map(|n| key(*n)).collect() };
         let attachment = self.reader.who;
-        let request = LookupRequest { attachment, request_id: request_id.into(), ranges: vec![range], local_tokens: 0 };
+        let request = LookupRequest {
+            attachment,
+            request_id: request_id.into(),
+            ranges: vec![range],
+            local_tokens: 0,
+            tenant: TenantId::shared(),
+            hints: RequestHints::default(),
+        };
         let unknown = self.reader.core.unknown(&request).unwrap();
         let digests: Vec<DirectoryKey> = unknown.iter().map(DirectoryKey::of).collect();
         let located = self.reader.core.located(NOW, &unknown, &self.table.locate(&digests), &[]);
@@ -159,8 +166,14 @@ fn a_slow_source_is_given_up_for_another() {
     pair.publish();
     pair.gossip();
     let range = LookupRange { group: 0, first_block: 0, keys: vec![key(1)] };
-    let request =
-        LookupRequest { attachment: pair.reader.who, request_id: "r".into(), ranges: vec![range], local_tokens: 0 };
+    let request = LookupRequest {
+        attachment: pair.reader.who,
+        request_id: "r".into(),
+        ranges: vec![range],
+        local_tokens: 0,
+        tenant: TenantId::shared(),
+        hints: RequestHints::default(),
+    };
     let unknown = pair.reader.core.unknown(&request).unwrap();
     let replicas = pair.table.locate(&[DirectoryKey::of(&unknown[0])]);
     let located = pair.reader.core.located(NOW, &unknown, &replicas, &[true]);

@@ -1,12 +1,13 @@
 //! What operators ask: where a block is, what there is, and to drop it.
 
-use kvtier_types::{BlockKey, LayoutId, NamespaceId, Outcome, SemanticType, ShardKey, TenantId, Tier};
+use kvtier_types::{BlockKey, Effect, LayoutId, NamespaceId, Outcome, SemanticType, ShardKey, Taint, TenantId, Tier};
 
 use super::Core;
+use super::movement::CLAIMED;
 use crate::catalog::{BlockId, Catalog};
-use crate::entry::{Entry, Flags};
+use crate::entry::{Entry, Flags, Kept};
 use crate::ledger::MissReason;
-use crate::limits::MAX_LIST_PAGE;
+use crate::limits::{MAX_LIST_PAGE, MAX_LIST_SCAN};
 
 /// One copy of one shard.
 #[derive(Debug, Clone)]
@@ -46,6 +47,29 @@ pub struct BlockView {
     pub leases: u32,
     /// Blocks before it in its prefix.
     pub depth_blocks: u32,
+    /// Ids of the claims on it.
+    pub claims: Vec<String>,
+    /// Branches of programs and sessions that lead through it.
+    pub holders: u32,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+    /// The first rule that decided anything of its lifecycle; empty when none did.
+    pub rule: String,
+}
+
+/// Which blocks a listing names.
+#[derive(Debug, Clone, Default)]
+pub struct ListFilter {
+    /// With a copy in this tier.
+    pub tier: Option<Tier>,
+    /// Of models whose name contains this.
+    pub model: String,
+    /// Of this type.
+    pub semantic: Option<SemanticType>,
+    /// That a program of this name wrote or holds; all when empty.
+    pub program: String,
+    /// Of this tenant, and of none in particular.
+    pub tenant: Option<TenantId>,
 }
 
 /// What an eviction by verb is about to do.
@@ -66,19 +90,24 @@ pub struct TierUse {
     pub bytes: u64,
 }
 
-/// Most shards of a block in any layout, for searches that know no layout.
-const ANY_SHARD: u16 = 64;
-
 impl Core {
     /// Where a block lies, `None` when nothing of it is visible.
     #[must_use]
     pub fn locate(&self, key: &BlockKey) -> Option<BlockView> {
-        let ids = self.catalog.find_all(key, ANY_SHARD);
+        let ids = self.catalog.find_all(key);
         let visible: Vec<&Entry> = ids.iter().map(|id| self.catalog.get(*id)).filter(|e| e.visible()).collect();
         let first = visible.first()?;
         let mut view = self.view(first);
         view.replicas = visible.iter().flat_map(|e| self.replicas(e)).collect();
         Some(view)
+    }
+
+    /// Who owns a block, `None` when nothing of it is here.
+    #[must_use]
+    pub fn tenant_of(&self, key: &BlockKey) -> Option<&TenantId> {
+        let ids = self.catalog.find_all(key);
+        let first = ids.first().map(|id| self.catalog.get(*id))?;
+        Some(&self.catalog.scopes.get(first.scope).tenant)
     }
 
     fn view(&self, entry: &Entry) -> BlockView {
@@ -93,6 +122,10 @@ impl Core {
             semantic: entry.semantic,
             leases: entry.leases,
             depth_blocks: entry.depth_blocks,
+            claims: self.claims_on(&entry.key),
+            holders: entry.held,
+            taints: self.taints(entry).to_vec(),
+            rule: self.catalog.lives.get(entry.life).rule.clone(),
         }
     }
 
@@ -117,22 +150,36 @@ impl Core {
         self.catalog.layouts().to_vec()
     }
 
-    /// A page of visible shards from slab index `from` on, and where the next page starts.
+    /// A page of visible shards from slab index `from` on, and where the next page starts. A page may be short, or empty,
+    /// where few of many shards pass the filter.
     #[must_use]
-    pub fn list(&self, from: u32, limit: usize, tier: Option<Tier>, model: &str) -> (Vec<BlockView>, Option<u32>) {
+    pub fn list(&self, from: u32, limit: usize, filter: &ListFilter) -> (Vec<BlockView>, Option<u32>) {
         let limit = limit.clamp(1, MAX_LIST_PAGE);
+        let named = Some(filter.program.as_str()).filter(|p| !p.is_empty());
+        let held = named.map(|program| self.held_by_program(program));
         let mut out = Vec::new();
-        for (id, entry) in self.catalog.iter_from(from) {
-            let wanted = entry.visible()
-                && tier.is_none_or(|t| entry.resident(t))
-                && self.catalog.scopes.get(entry.scope).model.contains(model);
-            if !wanted {
-                continue;
-            }
-            if out.len() == limit {
+        for (scanned, (id, entry)) in self.catalog.iter_from(from).enumerate() {
+            if out.len() == limit || scanned == MAX_LIST_SCAN {
                 return (out, Some(id.index()));
             }
-            out.push(self.view(entry));
+            let of_program = || match (named, &held) {
+                (Some(program), Some(held)) => {
+                    held.contains_key(&id) || self.catalog.programs.get(entry.program) == program
+                }
+                _ => true,
+            };
+            let wanted = entry.visible()
+                && filter.tier.is_none_or(|t| entry.resident(t))
+                && filter.semantic.is_none_or(|s| entry.semantic == s)
+                && self.catalog.scopes.get(entry.scope).model.contains(&filter.model)
+                && filter.tenant.as_ref().is_none_or(|tenant| {
+                    let of = &self.catalog.scopes.get(entry.scope).tenant;
+                    of == tenant || *of == TenantId::shared()
+                })
+                && of_program();
+            if wanted {
+                out.push(self.view(entry));
+            }
         }
         (out, None)
     }
@@ -146,6 +193,7 @@ impl Core {
             let in_use = ids.iter().any(|id| self.catalog.get(*id).in_use());
             let (outcome, reason) = match (ids.is_empty(), in_use, tiers.is_empty()) {
                 (true, _, _) => (Outcome::Missing, "no copy in those tiers"),
+                _ if self.held_in(&ids, tiers) => (Outcome::Rejected, CLAIMED),
                 (_, true, true) => (Outcome::Deferred, "in use: hidden now, dropped when its lease or movement ends"),
                 (_, true, false) => (Outcome::Rejected, "in use: try again, or evict it from all tiers"),
                 (_, false, _) => (Outcome::Applied, ""),
@@ -164,8 +212,13 @@ impl Core {
     /// Carries out an eviction that [`Self::plan_evict`] announced, in the same step: no movement may begin in between.
     /// The caller journals the plan before it acknowledges.
     pub fn apply_evict(&mut self, keys: &[BlockKey], tiers: &[Tier]) {
+        let former = self.catalog.events.because("verb");
         for key in keys {
-            for id in self.evictable_by_verb(key, tiers) {
+            let ids = self.evictable_by_verb(key, tiers);
+            if self.held_in(&ids, tiers) {
+                continue;
+            }
+            for id in ids {
                 if self.catalog.try_get(id).is_none() {
                     continue;
                 }
@@ -180,6 +233,7 @@ impl Core {
                 }
             }
         }
+        self.catalog.events.because(former);
     }
 
     fn drop_from(&mut self, id: BlockId, tiers: &[Tier]) {
@@ -190,8 +244,20 @@ impl Core {
         }
     }
 
+    /// Whether a claim, or the taint `NoEvict`, keeps what lies in these tiers, all when empty.
+    fn held_in(&self, ids: &[BlockId], tiers: &[Tier]) -> bool {
+        ids.iter().map(|id| self.catalog.get(*id)).any(|entry| {
+            let tainted = self.taints(entry).iter().any(|t| t.effect == Effect::NoEvict);
+            tainted
+                || match tiers {
+                    [] => entry.kept != Kept::default(),
+                    tiers => tiers.iter().any(|tier| entry.resident(*tier) && entry.kept.has(*tier)),
+                }
+        })
+    }
+
     fn evictable_by_verb(&self, key: &BlockKey, tiers: &[Tier]) -> Vec<BlockId> {
-        let mut ids = self.catalog.find_all(key, ANY_SHARD);
+        let mut ids = self.catalog.find_all(key);
         ids.retain(|id| {
             let entry = self.catalog.get(*id);
             entry.visible() && (tiers.is_empty() || tiers.iter().any(|t| entry.resident(*t)))
@@ -199,14 +265,22 @@ impl Core {
         ids
     }
 
-    /// How full a tier is. Walks the catalog: for status, not for hot paths.
+    /// How full a tier is.
     #[must_use]
     pub fn tier_use(&self, tier: Tier) -> TierUse {
-        let of_tier = self.catalog.iter_from(0).filter(|(_, e)| e.resident(tier));
-        of_tier.fold(TierUse::default(), |sum, (_, e)| TierUse {
-            copies: sum.copies + 1,
-            bytes: sum.bytes + u64::from(e.bytes),
-        })
+        self.catalog.census().tier(tier)
+    }
+
+    /// Copies of a type in a tier.
+    #[must_use]
+    pub const fn type_use(&self, semantic: SemanticType, tier: Tier) -> TierUse {
+        self.catalog.census().of(semantic, tier)
+    }
+
+    /// Copies in a tier that taints and rules keep from making room.
+    #[must_use]
+    pub const fn kept_use(&self, tier: Tier) -> TierUse {
+        self.catalog.census().kept(tier)
     }
 
     /// Offloads queued or under way.

@@ -99,7 +99,7 @@ impl Core {
         })
     }
 
-    fn hold(
+    pub(super) fn hold(
         &mut self,
         now: Instant,
         request: &ExportRequest,
@@ -196,9 +196,24 @@ impl Core {
         self.pump();
     }
 
+    /// Lets go of one shard of a hold, if it holds it.
+    pub(super) fn leave_hold(&mut self, lease: LeaseId, id: BlockId) {
+        let held = self.exports.get_mut(&lease).and_then(|hold| hold.blocks.iter_mut().find(|b| **b == Some(id)));
+        if let Some(block) = held {
+            *block = None;
+            self.let_go(id, lease);
+        }
+    }
+
+    pub(super) fn extend_export(&mut self, lease: LeaseId, until: Instant) {
+        if let Some(hold) = self.exports.get_mut(&lease) {
+            hold.expires = hold.expires.max(until);
+        }
+    }
+
     fn let_go(&mut self, id: BlockId, lease: LeaseId) {
         self.stop_waiting(id, lease);
-        if self.catalog.update(id, |e| e.leases -= 1) {
+        if self.catalog.touch(id, |e| e.leases -= 1) {
             self.finish_doomed(id);
         }
         if self.catalog.try_get(id).is_some() {
@@ -258,23 +273,31 @@ impl Core {
         let mut metas = metas.iter();
         self.hold(now, &request, |core, _| {
             let meta = metas.next()?;
-            core.intern_adopted(meta, Source::Peer { node, incarnation })
+            core.intern_wanted(meta, vec![Source::Peer { node, incarnation }], true)
         })
     }
 
-    fn intern_adopted(&mut self, meta: &RecordMeta, source: Source) -> Option<BlockId> {
+    /// The entry of a shard to be fetched without a reader: taken into this node's care when `adopted`, else as a copy of
+    /// another node's block. `None` when it cannot be had now.
+    pub(super) fn intern_wanted(&mut self, meta: &RecordMeta, sources: Vec<Source>, adopted: bool) -> Option<BlockId> {
         let layout = self.catalog.layout(&meta.key.layout)?;
         if let Some(id) = self.catalog.find(&meta.key.block, layout, meta.key.shard) {
             let entry = self.catalog.get(id);
             if entry.visible() {
-                self.keep_as_own(id);
+                if adopted {
+                    self.keep_as_own(id);
+                }
+                return Some(id);
+            }
+            if !adopted && entry.offered() {
+                // A reader is having it fetched already.
                 return Some(id);
             }
             if entry.in_use() || entry.flags.has(Flags::DOOMED | Flags::REMOTE) {
                 return None;
             }
             self.catalog.update(id, |e| e.flags.set(Flags::REMOTE, true));
-            self.catalog.remotes.insert(id, Remote { untried: [source].into(), adopted: true });
+            self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted });
             return Some(id);
         }
         if self.catalog.scopes.len() > MAX_SCOPES {
@@ -293,7 +316,7 @@ impl Core {
             ..Entry::bare(meta.key.block, (layout, meta.key.shard), meta.group, bytes, (scope, program, flags))
         };
         let id = self.catalog.insert(entry);
-        self.catalog.remotes.insert(id, Remote { untried: [source].into(), adopted: true });
+        self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted });
         Some(id)
     }
 
@@ -302,6 +325,7 @@ impl Core {
         if self.catalog.get(id).flags.has(Flags::FETCHED) {
             self.catalog.update(id, |e| e.flags.set(Flags::FETCHED, false));
             self.queue_offload(id);
+            self.want_replicas(id);
         }
     }
 

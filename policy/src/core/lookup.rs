@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kvtier_types::{BlockKey, GroupSpec, Instant, Layout, Origin, Tier, usable_prefix};
+use kvtier_types::{
+    BlockKey, GroupSpec, Instant, Layout, Origin, RequestHints, TenantId, Tier, Toleration, usable_prefix,
+};
 
 use super::{Core, CoreError, Located};
 use crate::attachment::AttachmentId;
@@ -35,6 +37,10 @@ pub struct LookupRequest {
     pub ranges: Vec<LookupRange>,
     /// Tokens the engine holds itself.
     pub local_tokens: u32,
+    /// Whose request it is.
+    pub tenant: TenantId,
+    /// What it said of itself.
+    pub hints: RequestHints,
 }
 
 /// A frame to load.
@@ -67,11 +73,11 @@ pub struct LookupAnswer {
 }
 
 /// Shards of the blocks of one range, `None` where a shard is not visible.
-struct Probed {
-    group: u32,
-    first_block: u32,
-    shards: usize,
-    ids: Vec<Option<BlockId>>,
+pub(super) struct Probed {
+    pub(super) group: u32,
+    pub(super) first_block: u32,
+    pub(super) shards: usize,
+    pub(super) ids: Vec<Option<BlockId>>,
 }
 
 impl Probed {
@@ -113,7 +119,8 @@ impl Core {
     fn lease_prefix(&mut self, now: Instant, request: LookupRequest) -> Result<LeaseId, CoreError> {
         let attachment = self.attached(request.attachment)?;
         let (layout, number) = (Arc::clone(&attachment.layout), attachment.layout_number);
-        let probed: Vec<Probed> = request.ranges.iter().map(|r| self.probe(r, number, layout.shards)).collect();
+        let probed: Vec<Probed> =
+            request.ranges.iter().map(|r| self.probe(r, (number, layout.shards), &request.hints.tolerations)).collect();
         let max_tokens = prefix_end(&layout, &probed);
         let present = |g: usize, b: u32| {
             probed.iter().any(|p| p.group as usize == g && p.block(b).is_some_and(|s| s.iter().all(Option::is_some)))
@@ -121,6 +128,9 @@ impl Core {
         let usable = usable_prefix(&layout.groups, request.local_tokens, max_tokens, present);
         let reasons = self.reasons(&request, &layout, &probed);
         let blocks = self.leasable(&probed, &layout.groups, request.local_tokens, usable);
+        let tips = ends(&probed, &layout.groups, usable);
+        self.note_context(now, (&request.tenant, &request.hints), &tips);
+        self.begin_call(now, &request, probed.iter().find(|p| p.group as usize == reference_group(&layout.groups)));
         let id = LeaseId(self.take_id());
         let lease = Lease {
             attachment: request.attachment,
@@ -132,9 +142,11 @@ impl Core {
             runs: Vec::new(),
             expires: now + self.config.lease_ttl,
             corrupt: false,
+            tolerations: request.hints.tolerations,
             blocks,
         };
         self.take_lease(id, lease);
+        self.end_call();
         let attachment = self.attachments.get_mut(&request.attachment).ok_or(CoreError::UnknownAttachment)?;
         attachment.leases.insert(request.request_id, id);
         Ok(id)
@@ -168,9 +180,9 @@ impl Core {
         Ok(())
     }
 
-    fn probe(&self, range: &LookupRange, layout: u16, shards: u16) -> Probed {
-        let visible =
-            |key: &BlockKey, shard| self.catalog.find(key, layout, shard).filter(|id| self.catalog.get(*id).offered());
+    fn probe(&self, range: &LookupRange, (layout, shards): (u16, u16), tolerations: &[Toleration]) -> Probed {
+        let may_have = |id: &BlockId| self.may_have(self.catalog.get(*id), tolerations);
+        let visible = |key: &BlockKey, shard| self.catalog.find(key, layout, shard).filter(may_have);
         let ids = range.keys.iter().flat_map(|key| (0..shards).map(move |shard| visible(key, shard))).collect();
         Probed { group: range.group, first_block: range.first_block, shards: usize::from(shards), ids }
     }
@@ -188,10 +200,14 @@ impl Core {
                 out.push(carried);
                 continue;
             }
-            let shards = (0..layout.shards).map(|s| self.catalog.find(key, attachment.layout_number, s));
-            let missing = shards.flatten().find(|id| !self.catalog.get(*id).offered());
+            let shards = (0..layout.shards).filter_map(|s| self.catalog.find(key, attachment.layout_number, s));
+            let missing = shards.clone().find(|id| !self.catalog.get(*id).offered());
             let any = self.catalog.find(key, attachment.layout_number, 0);
+            let over = |id: BlockId| self.catalog.get(id).expires <= self.clock;
+            let denied = |id: BlockId| self.denies(self.catalog.get(id), &request.hints.tolerations);
             carried = match (missing, any) {
+                (None, Some(_)) if shards.clone().any(over) => MissReason::Expired,
+                (None, Some(_)) if shards.clone().any(denied) => MissReason::Denied,
                 (Some(id), _) if self.catalog.get(id).flags.has(Flags::RESERVED) => MissReason::Busy,
                 (Some(_), _) | (None, None) => self.miss_reason(key),
                 // It is here: if it is not offered, that is because of what came before it.
@@ -224,10 +240,7 @@ impl Core {
     fn take_lease(&mut self, id: LeaseId, mut lease: Lease) {
         let tick = self.next_tick();
         for leased in &lease.blocks {
-            self.catalog.update(leased.id, |e| {
-                e.leases += 1;
-                e.touched = tick;
-            });
+            self.lease_entry(leased.id, tick);
             if self.catalog.get(leased.id).host.is_none() {
                 lease.waiting += 1;
                 self.waiters.entry(leased.id).or_default().push(id);
@@ -262,12 +275,16 @@ impl Core {
                 (start, held.blocks.get(start).map_or(0, |l| l.block))
             })
             .collect();
+        // It may have come with a taint, or have got one since it was leased.
+        let denied = |l: &Leased| self.denies(self.catalog.get(l.id), &held.tolerations);
+        let over = |l: &Leased| self.catalog.get(l.id).expires <= self.clock;
         let ready = |group: usize, block: u32| -> Option<&[Leased]> {
             let (start, first) = *starts.get(group)?;
             let start = start + block.checked_sub(first)? as usize * shards;
             let run = held.blocks.get(start..start + shards)?;
             let key = (to_u16(to_u32(group)), block);
-            let complete = run.iter().all(|l| (l.group, l.block) == key && self.in_host(l.id));
+            let complete =
+                run.iter().all(|l| (l.group, l.block) == key && self.in_host(l.id) && !denied(l) && !over(l));
             complete.then_some(run)
         };
         let end = held.asked.iter().map(|(g, first, n)| (first + n) * layout.groups[usize::from(*g)].block_tokens);
@@ -288,6 +305,12 @@ impl Core {
         }
         let why = |leased: &Leased| {
             let entry = self.catalog.get(leased.id);
+            if denied(leased) {
+                return MissReason::Denied;
+            }
+            if over(leased) {
+                return MissReason::Expired;
+            }
             let coming = entry.flags.has(Flags::TO_HOST) || entry.visible();
             if coming { MissReason::Late } else { self.ghost.get(&entry.key).unwrap_or(MissReason::Unavailable) }
         };
@@ -348,6 +371,15 @@ fn fates(
         }
     }
     runs
+}
+
+/// The last blocks of what is usable, of each group and shard: where the request's context ends so far.
+fn ends(probed: &[Probed], groups: &[GroupSpec], usable: u32) -> Vec<BlockId> {
+    let of_range = |range: &Probed| {
+        let last = groups[range.group as usize].needed_blocks(usable).next_back();
+        last.and_then(|block| range.block(block)).unwrap_or_default().iter().flatten().copied().collect::<Vec<_>>()
+    };
+    probed.iter().flat_map(of_range).collect()
 }
 
 fn prefix_end(layout: &Layout, probed: &[Probed]) -> u32 {

@@ -3,48 +3,83 @@
 //! *Use*: call a method with the time; perform every [`Action`] of [`Core::poll_action`]; report its end with
 //! [`Core::moved`]; call [`Core::expire`] at [`Core::poll_timeout`].
 
+mod budget;
+mod calls;
+mod claims;
 mod control;
+mod costs;
 mod export;
+mod holdings;
+mod lifetime;
 mod lookup;
+mod marks;
+mod movement;
 mod moves;
+mod programs;
 mod publish;
 mod remote;
+mod replication;
 mod session;
 mod settle;
+mod spaces;
+mod standing;
 mod write;
 
 #[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
+mod marks_tests;
+#[cfg(test)]
+mod movement_tests;
+#[cfg(test)]
+mod programs_tests;
+#[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use kvtier_types::{Expect, Instant, Location, Origin, RecordMeta, ShardKey, Tier};
+use kvtier_types::{BlockKey, ClaimName, Expect, Instant, Location, Origin, RecordMeta, ShardKey, Tier};
 use rustc_hash::FxHashMap;
 
-pub use control::{BlockView, EvictPlan, ReplicaView, TierUse};
+pub use calls::GuardEvent;
+pub use claims::{ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, MAX_CLAIMS_PAGE, Survey};
+pub use control::{BlockView, EvictPlan, ListFilter, ReplicaView, TierUse};
 pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
+pub use holdings::{MAX_PROGRAMS_PAGE, ProgramView};
+pub use lifetime::Explained;
 pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};
+pub use marks::{Mark, MarkChange, MarkPlan, TaintPattern};
+pub use movement::{MovePlan, MoveStep, Moved};
 pub use moves::{MoveEnd, Reclaimed};
+pub use programs::{
+    Freed, HolderRecord, MAX_CHILDREN_PER_SIGNAL, ProgramCounts, ProgramEvent, Signal, SignalAnswer, SignalKind,
+};
 pub use publish::{Located, Publish};
 pub use remote::{FetchConfig, FetchEnd};
 pub use settle::{LoadReport, LoadResult, ReleaseReport};
+pub use spaces::{KnownSpace, prompt_keys};
 pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
 
+use self::budget::WriteBudget;
+use self::calls::GuardQueue;
+use self::costs::Costs;
 use crate::attachment::{Attachment, AttachmentId};
 use crate::catalog::{BlockId, Catalog, Source};
-use crate::evict::LeafLru;
+use crate::claims::{Claims, ClaimsConfig};
+use crate::evict::EvictionConfig;
 use crate::frame::{FramePool, FrameRef};
 use crate::ghost::Ghost;
+use crate::holders::HolderName;
 use crate::intern::Interner;
 use crate::lease::{Lease, LeaseId};
 use crate::ledger::Ledger;
 use crate::limits::GHOST_KEYS;
 use crate::members::Members;
 use crate::pools::Pools;
+use crate::rules::Rules;
 use export::Hold;
+use spaces::KnownSpaces;
 
 /// What the core needs to know of its node.
 #[derive(Debug, Clone)]
@@ -71,6 +106,12 @@ pub struct CoreConfig {
     pub write_behind: WriteBehind,
     /// Bounds of fetching from elsewhere.
     pub fetch: FetchConfig,
+    /// What claims may take.
+    pub claims: ClaimsConfig,
+    /// How it evicts.
+    pub eviction: EvictionConfig,
+    /// Bytes a second that may be written to the disk; none for as many as come.
+    pub disk_write_rate: Option<u64>,
 }
 
 /// Which blocks are written to the object store.
@@ -99,6 +140,9 @@ impl Default for CoreConfig {
             attachment_ttl: Duration::from_secs(15),
             write_behind: WriteBehind::default(),
             fetch: FetchConfig::default(),
+            claims: ClaimsConfig::default(),
+            eviction: EvictionConfig::default(),
+            disk_write_rate: None,
         }
     }
 }
@@ -270,6 +314,10 @@ pub struct Counts {
     pub expired_exports: u64,
     /// Fetches given up because they took too long.
     pub fetches_given_up: u64,
+    /// Blocks whose time ran out.
+    pub expired_blocks: u64,
+    /// Times a copy that shall stay in its tier found the tier's share for such copies full.
+    pub clipped_keeps: u64,
 }
 
 /// The policy core of one node.
@@ -283,13 +331,34 @@ pub struct Core {
     reserved: BTreeMap<BlockId, Reserved>,
     leases: BTreeMap<LeaseId, Lease>,
     waiters: FxHashMap<BlockId, Vec<LeaseId>>,
+    rules: Rules,
+    /// Where the walk over all blocks goes on that another set of rules needs.
+    walk: Option<u32>,
+    marks: FxHashMap<BlockKey, Mark>,
+    /// Blocks marked anew by engines, and not yet journaled.
+    remarked: BTreeSet<BlockKey>,
+    /// Of blocks whose time ended before their records say.
+    expired_records: Vec<(ShardKey, u64)>,
+    replications: VecDeque<BlockId>,
+    epoch_ms: u64,
     exports: BTreeMap<LeaseId, Hold>,
     moves: BTreeMap<MoveId, (BlockId, Movement)>,
     offloads: VecDeque<(BlockId, Tier)>,
     onboards: VecDeque<BlockId>,
     fetches: VecDeque<BlockId>,
+    claims: Claims,
+    /// Blocks that claims want brought up.
+    upholds: VecDeque<BlockId>,
+    /// Those whose onboard failed: tried again at the next expiry.
+    failed_upholds: Vec<BlockId>,
+    expired_claims: Vec<ClaimName>,
+    claim_counts: ClaimCounts,
     fetching: Fetching,
     members: Members,
+    spaces: KnownSpaces,
+    /// Abandoned programs, each with the last sequence it may have written under.
+    cancelled: BTreeMap<HolderName, u64>,
+    program_counts: ProgramCounts,
     incarnation: u64,
     /// The time last told.
     clock: Instant,
@@ -297,6 +366,11 @@ pub struct Core {
     onboarding: usize,
     actions: VecDeque<Action>,
     ghost: Ghost,
+    guard: GuardQueue,
+    disk_writes: WriteBudget,
+    costs: Costs,
+    /// What programs did that somebody may want to prepare for.
+    program_events: VecDeque<ProgramEvent>,
     ledger: Ledger,
     counts: Counts,
     host_used_bytes: u64,
@@ -310,9 +384,22 @@ impl Core {
     /// A core over `frames`, with nothing in it.
     #[must_use]
     pub fn new(config: CoreConfig, frames: Box<dyn FramePool>, class_of: impl Fn(u64) -> u64 + Send + 'static) -> Self {
-        let pools = Pools::new(Box::new(|| Box::<LeafLru>::default()), Box::new(class_of));
+        let (eviction, disk_writes) = (config.eviction, WriteBudget::new(config.disk_write_rate));
+        let mut capacities = eviction.capacity_bytes;
+        capacities[Tier::Host.index()] = frames.capacity_bytes();
+        let pools = Pools::new(
+            Box::new(move |tier, blocks| eviction.ranking(tier, blocks)),
+            Box::new(class_of),
+            (capacities, eviction.policy),
+        );
+        let claims = Claims::new(config.claims, config.disk.then_some(Tier::Disk));
         Self {
             config,
+            claims,
+            upholds: VecDeque::new(),
+            failed_upholds: Vec::new(),
+            expired_claims: Vec::new(),
+            claim_counts: ClaimCounts::default(),
             catalog: Catalog::new(pools),
             frames,
             attachments: BTreeMap::new(),
@@ -320,6 +407,13 @@ impl Core {
             reserved: BTreeMap::new(),
             leases: BTreeMap::new(),
             waiters: FxHashMap::default(),
+            rules: Rules::default(),
+            walk: None,
+            marks: FxHashMap::default(),
+            remarked: BTreeSet::new(),
+            expired_records: Vec::new(),
+            replications: VecDeque::new(),
+            epoch_ms: 0,
             exports: BTreeMap::new(),
             moves: BTreeMap::new(),
             offloads: VecDeque::new(),
@@ -327,12 +421,19 @@ impl Core {
             fetches: VecDeque::new(),
             fetching: Fetching::default(),
             members: Members::default(),
+            spaces: KnownSpaces::default(),
+            cancelled: BTreeMap::new(),
+            program_counts: ProgramCounts::default(),
             incarnation: 0,
             clock: Instant::ZERO,
             offloading: 0,
             onboarding: 0,
             actions: VecDeque::new(),
             ghost: Ghost::new(GHOST_KEYS),
+            guard: GuardQueue::default(),
+            disk_writes,
+            costs: Costs::default(),
+            program_events: VecDeque::new(),
             ledger: Ledger::default(),
             counts: Counts::default(),
             host_used_bytes: 0,
@@ -368,7 +469,8 @@ impl Core {
         let attachments = self.attachments.values().map(|a| a.seen + self.config.attachment_ttl);
         let reserved = self.reserved.values().map(|r| r.expires);
         let remote = self.next_export_timeout().into_iter().chain(self.next_fetch_timeout());
-        leases.chain(attachments).chain(reserved).chain(remote).min()
+        let ends = self.claims.next_deadline().into_iter().chain(self.next_expiry());
+        leases.chain(attachments).chain(reserved).chain(remote).chain(ends).min()
     }
 
     /// The ledger so far.
@@ -399,7 +501,9 @@ impl Core {
         let Some(frame) = self.catalog.get(id).host else { return };
         let bytes = u64::from(self.catalog.get(id).bytes);
         self.free_frame(frame, bytes);
-        self.catalog.update(id, |e| e.host = None);
+        if self.catalog.update(id, |e| e.host = None) {
+            self.uphold(id);
+        }
     }
 
     fn free_frame(&mut self, frame: FrameRef, bytes: u64) {

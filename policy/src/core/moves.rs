@@ -4,7 +4,8 @@ use kvtier_types::{BlockHints, Location, RecordMeta, ShardKey, Tier};
 
 use super::{Action, Core, MoveId, Movement, WriteBehind};
 use crate::catalog::{BlockId, Scope};
-use crate::entry::{Entry, Flags};
+use crate::entry::{Entry, Flags, NEVER};
+use crate::events::EventKind;
 use crate::frame::FrameRef;
 use crate::lease::LeaseId;
 use crate::ledger::MissReason;
@@ -32,11 +33,17 @@ pub struct Reclaimed {
     pub bytes: u64,
 }
 
+/// Blocks that may wait to be written where the rate is bounded.
+const MAX_QUEUED_OFFLOADS: usize = 65_536;
+/// Offloads to the disk that are passed over at once when the budget is spent, for what goes elsewhere.
+const MAX_HELD_BACK: usize = 64;
+
 impl Core {
     /// Starts what there is room to start.
     pub(super) fn pump(&mut self) {
         self.watch_watermark();
         self.pump_onboards();
+        self.pump_upholds();
         self.pump_fetches();
         self.pump_offloads();
     }
@@ -53,15 +60,14 @@ impl Core {
         {
             return;
         }
+        let first = self.catalog.victims_of(Tier::Host, VICTIM_SCAN);
         let bare = |id: &BlockId| {
             let e = self.catalog.get(*id);
             // What was written below once, and had to go there, is not written again and again: a lower tier smaller than
             // what waits above would never come to rest.
             e.sequence == 0 && e.disk.is_none() && e.object.is_none() && !e.flags.has(Flags::QUEUED)
         };
-        let rankings = self.catalog.pools().of_tier(Tier::Host);
-        let next: Vec<BlockId> =
-            rankings.flat_map(|r| r.victims().take(VICTIM_SCAN).filter(bare).collect::<Vec<_>>()).collect();
+        let next: Vec<BlockId> = first.into_iter().filter(bare).collect();
         for id in next {
             self.queue_offload(id);
         }
@@ -76,7 +82,7 @@ impl Core {
         if entry.flags.has(Flags::FETCHED) {
             return;
         }
-        let to = if self.config.disk && entry.disk.is_none() {
+        let to = if self.config.disk && entry.disk.is_none() && self.offloads_to(entry, Tier::Disk) {
             Tier::Disk
         } else if self.object_store_is_due(entry) {
             Tier::Object
@@ -94,7 +100,12 @@ impl Core {
             _ => (entry.object.is_some(), Flags::TO_OBJECT),
         };
         // One movement at a time to one tier: what ends first must not end the other.
-        if entry.flags.has(Flags::QUEUED | Flags::DOOMED | moving) || copied || !entry.resident(Tier::Host) {
+        let busy = entry.flags.has(Flags::QUEUED | Flags::DOOMED | moving);
+        if busy || copied || !entry.resident(Tier::Host) || !self.allowed_in(entry, to) {
+            return false;
+        }
+        // What a slow disk does not keep up with is not written, rather than waiting for ever.
+        if self.config.disk_write_rate.is_some() && self.offloads.len() >= MAX_QUEUED_OFFLOADS {
             return false;
         }
         self.catalog.update(id, |e| e.flags.set(Flags::QUEUED, true));
@@ -103,13 +114,13 @@ impl Core {
     }
 
     fn object_store_is_due(&self, entry: &Entry) -> bool {
-        let wanted = match self.config.write_behind {
+        let wanted = match self.write_behind_of(entry) {
             WriteBehind::All => true,
             // Without a disk the object store is all there is to outlive a restart.
             WriteBehind::Read => entry.flags.has(Flags::READ) || !self.config.disk,
             WriteBehind::Nothing => false,
         };
-        self.config.object && entry.object.is_none() && wanted
+        self.config.object && entry.object.is_none() && wanted && self.offloads_to(entry, Tier::Object)
     }
 
     /// A block was read: from now on it may be worth a copy that outlives the node.
@@ -119,7 +130,7 @@ impl Core {
             let entry = self.catalog.get(id);
             let next = self.object_store_is_due(entry) && !entry.flags.has(Flags::FETCHED);
             if next
-                && self.config.write_behind == WriteBehind::Read
+                && self.write_behind_of(self.catalog.get(id)) == WriteBehind::Read
                 && (self.config.eager_offload || entry.disk.is_some())
             {
                 self.queue_offload(id);
@@ -128,17 +139,20 @@ impl Core {
     }
 
     fn pump_offloads(&mut self) {
-        while self.offloading < self.config.max_offloads {
-            let Some((id, to)) = self.offloads.pop_front() else { return };
-            if !self.catalog.update(id, |e| e.flags.set(Flags::QUEUED, false)) {
-                continue;
-            }
+        let mut held_back = Vec::new();
+        while self.offloading < self.config.max_offloads && held_back.len() < MAX_HELD_BACK {
+            let Some((id, to)) = self.offloads.pop_front() else { break };
+            // What waits in the queue is in the catalog.
             let entry = self.catalog.get(id);
             let copied = if to == Tier::Disk { entry.disk.is_some() } else { entry.object.is_some() };
-            let Some(frame) = entry.host.filter(|_| entry.resident(Tier::Host) && !copied) else { continue };
-            if entry.flags.has(Flags::DOOMED) {
+            let is_wanted = entry.resident(Tier::Host) && !copied && !entry.flags.has(Flags::DOOMED);
+            let frame = entry.host.filter(|_| is_wanted);
+            if frame.is_some() && to == Tier::Disk && !self.disk_writes.take(self.clock, entry.bytes.into()) {
+                held_back.push((id, to));
                 continue;
             }
+            let stays = self.catalog.update(id, |e| e.flags.set(Flags::QUEUED, false));
+            let Some(frame) = frame.filter(|_| stays) else { continue };
             let sequence = self.next_sequence;
             self.next_sequence += 1;
             let meta = self.meta(self.catalog.get(id), sequence);
@@ -149,6 +163,7 @@ impl Core {
             self.offloading += 1;
             self.actions.push_back(Action::Offload { id: move_id, to, meta, frame });
         }
+        held_back.into_iter().rev().for_each(|waits| self.offloads.push_front(waits));
     }
 
     /// Asks for a copy in host memory.
@@ -166,7 +181,7 @@ impl Core {
             let Some(&id) = self.onboards.front() else { return };
             let entry = self.catalog.get(id);
             let from = [Tier::Disk, Tier::Object].into_iter().find(|t| entry.resident(*t));
-            let wanted = self.waiters.contains_key(&id) && !entry.flags.has(Flags::DOOMED);
+            let wanted = (self.waiters.contains_key(&id) || self.lacks(entry)) && !entry.flags.has(Flags::DOOMED);
             let Some(from) = from.filter(|_| wanted && entry.host.is_none()) else {
                 self.onboards.pop_front();
                 self.onboard_ended(id);
@@ -180,7 +195,7 @@ impl Core {
         }
     }
 
-    fn start_onboard(&mut self, id: BlockId, from: Tier, into: FrameRef) {
+    pub(super) fn start_onboard(&mut self, id: BlockId, from: Tier, into: FrameRef) {
         let entry = self.catalog.get(id);
         let key = self.shard_key(entry);
         let expect = kvtier_types::Expect { bytes: u64::from(entry.bytes), checksum: entry.checksum };
@@ -200,6 +215,7 @@ impl Core {
             Movement::Onboard { from, at, into } => {
                 self.fill_frame(block, into, end);
                 self.onboard_moved(block, from, at, end);
+                self.upheld(block, end);
             }
             // Fetches report elsewhere.
             Movement::Fetch { .. } => {
@@ -230,10 +246,14 @@ impl Core {
             self.counts.corrupt += 1;
             let key = self.catalog.get(id).key;
             self.ghost.insert(&key, MissReason::Corrupt);
+            self.catalog.note_event(id, EventKind::Corrupt, Some(Tier::Host));
             self.drop_host(id);
         }
         if self.catalog.try_get(id).is_some() {
             self.finish_doomed(id);
+        }
+        if place.is_some() && self.catalog.try_get(id).is_some() {
+            self.restand_copy(id);
         }
         if place.is_some() && self.catalog.try_get(id).is_some() {
             self.queue_offload_after(id, to);
@@ -254,6 +274,7 @@ impl Core {
         counts[Tier::Host.index()] += 1;
         if done {
             self.catalog.update(id, |e| e.host = Some(into));
+            self.restand_copy(id);
         } else {
             let bytes = u64::from(self.catalog.get(id).bytes);
             self.free_frame(into, bytes);
@@ -279,6 +300,7 @@ impl Core {
             self.counts.corrupt += 1;
             let key = self.catalog.get(id).key;
             self.ghost.insert(&key, MissReason::Corrupt);
+            self.catalog.note_event(id, EventKind::Corrupt, Some(from));
         }
         let entry = self.catalog.get(id);
         let current = if from == Tier::Disk { entry.disk } else { entry.object };
@@ -313,11 +335,16 @@ impl Core {
         }
     }
 
-    /// Drops what was evicted by verb, once nothing uses it.
+    /// Drops what was evicted by verb or lies where it may not, once nothing uses it.
     pub(super) fn finish_doomed(&mut self, id: BlockId) {
         let entry = self.catalog.get(id);
-        if entry.flags.has(Flags::DOOMED) && !entry.in_use() {
+        if entry.in_use() {
+            return;
+        }
+        if entry.flags.has(Flags::DOOMED) {
             self.drop_all(id);
+        } else if entry.taints != 0 || entry.life != 0 {
+            self.confine(id);
         }
     }
 
@@ -325,7 +352,7 @@ impl Core {
     pub fn reclaim(&mut self, tier: Tier, bytes: u64) -> Reclaimed {
         let mut done = Reclaimed::default();
         while done.bytes < bytes {
-            let victim = self.catalog.pools().of_tier(tier).next().and_then(|r| r.victims().next());
+            let victim = self.catalog.victims_of(tier, 1).first().copied();
             let Some(victim) = victim else { break };
             done.bytes += u64::from(self.catalog.get(victim).bytes);
             done.copies += 1;
@@ -395,6 +422,13 @@ impl Core {
             return;
         };
         self.next_sequence = self.next_sequence.max(meta.sequence + 1);
+        let meta = &self.marked(meta.clone());
+        let (end, over) = self.end_of(meta);
+        if over {
+            self.ghost.insert(&meta.key.block, MissReason::Expired);
+            self.actions.push_back(forget(meta.bytes));
+            return;
+        }
         if let Some(id) = self.catalog.find(&meta.key.block, layout, meta.key.shard) {
             self.recover_again(id, tier, meta, at);
             return;
@@ -410,12 +444,14 @@ impl Core {
             bytes,
             (self.catalog.scopes.acquire(&scope), self.catalog.programs.acquire(&meta.hints.program_id), flags),
         );
+        let taints = self.catalog.taints.acquire(&meta.hints.taints);
         let entry = Entry {
             checksum: meta.checksum,
             sequence: meta.sequence,
             parent,
             depth_blocks: meta.depth_blocks,
             semantic: meta.hints.semantic,
+            taints,
             ..bare
         };
         let id = self.catalog.insert(entry);
@@ -424,6 +460,20 @@ impl Core {
             e.touched = tick;
             if tier == Tier::Disk { e.disk = Some(at) } else { e.object = Some(at) }
         });
+        // An entry without a copy would not outlive being told what is said of it.
+        self.arrived(id);
+        self.held_by_writer(id, meta.sequence);
+        self.relive(id, end);
+    }
+
+    /// A record's meta with what was said of its block later.
+    fn marked(&self, mut meta: RecordMeta) -> RecordMeta {
+        if let Some(mark) = self.marks.get(&meta.key.block).filter(|m| meta.sequence <= m.up_to_sequence) {
+            meta.hints.semantic = mark.semantic;
+            meta.hints.taints.clone_from(&mark.taints);
+            meta.expires_ms = mark.expires_ms;
+        }
+        meta
     }
 
     fn recover_again(&mut self, id: BlockId, tier: Tier, meta: &RecordMeta, at: Location) {
@@ -437,6 +487,8 @@ impl Core {
             self.actions.push_back(Action::Forget { tier, at, bytes: meta.bytes });
             return;
         }
+        // What was written later says what was known later.
+        let later = meta.sequence > self.catalog.get(id).sequence;
         self.catalog.update(id, |e| {
             if tier == Tier::Disk {
                 e.disk = Some(at)
@@ -444,7 +496,18 @@ impl Core {
                 e.object = Some(at)
             }
             e.sequence = e.sequence.max(meta.sequence);
+            if later {
+                e.semantic = meta.hints.semantic;
+                e.expires = NEVER;
+            }
         });
+        if later {
+            self.catalog.ephemeral.remove(&id);
+            self.set_taints(id, &meta.hints.taints);
+            self.relive(id, self.end_of(meta).0);
+        } else {
+            self.restand_copy(id);
+        }
     }
 
     pub(super) fn shard_key(&self, entry: &Entry) -> ShardKey {
@@ -461,6 +524,7 @@ impl Core {
             hints: BlockHints {
                 program_id: self.catalog.programs.get(entry.program).clone(),
                 semantic: entry.semantic,
+                taints: self.taints(entry).to_vec(),
             },
             parent,
             depth_blocks: entry.depth_blocks,
@@ -470,6 +534,7 @@ impl Core {
             bytes: u64::from(entry.bytes),
             checksum: entry.checksum,
             sequence,
+            expires_ms: self.expires_ms(entry),
         }
     }
 }

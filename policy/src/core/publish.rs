@@ -153,7 +153,15 @@ impl Core {
     /// Takes the directory's word for who lives. What a node's former lives had leased is given back.
     pub fn heard(&mut self, now: Instant, records: &[NodeRecord]) {
         self.clock = self.clock.max(now);
+        let lives = |members: &Members| -> Vec<_> {
+            members.iter().map(|(number, m)| (number, m.record.edition.incarnation())).collect()
+        };
+        let before = lives(&self.members);
         self.members.heard(records);
+        if lives(&self.members).iter().any(|life| !before.contains(life)) {
+            // It may be to have copies.
+            self.look_again();
+        }
         self.drop_exports_of_former_lives();
     }
 

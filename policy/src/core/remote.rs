@@ -6,14 +6,15 @@
 
 use std::time::Duration;
 
-use kvtier_types::{BlockKey, Instant, Origin, RecordMeta, ShardKey, Tier};
+use kvtier_types::{BlockKey, Effect, Instant, Origin, RecordMeta, SemanticType, ShardKey, Taint, Tier};
 
 use super::{Action, Core, CoreError, LookupRequest, MoveId, Movement};
 use crate::attachment::AttachmentId;
 use crate::catalog::{BlockId, Remote, Scope, Source};
+use crate::core::marks::union;
 use crate::core::publish::Located;
 use crate::core::{Fetching, LookupRange};
-use crate::entry::{Entry, Flags};
+use crate::entry::{Entry, Flags, NEVER};
 use crate::ledger::MissReason;
 use crate::limits::MAX_SCOPES;
 
@@ -137,7 +138,9 @@ impl Core {
             entry.scope = self.catalog.scopes.acquire(&scope);
             entry.program = self.catalog.programs.acquire(&program);
             entry.parent = before.and_then(|key| self.catalog.find(key, entry.layout, entry.shard));
-            self.catalog.insert(entry)
+            let id = self.catalog.insert(entry);
+            self.arrived(id);
+            id
         };
         self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted: false });
         Some(id)
@@ -213,7 +216,7 @@ impl Core {
         let (key, bytes) = (self.shard_key(entry), u64::from(entry.bytes));
         self.fetching.end(bytes);
         match end {
-            FetchEnd::Done(meta) if meta.key == key && meta.bytes == bytes => {
+            FetchEnd::Done(meta) if meta.key == key && meta.bytes == bytes && !self.is_over(&meta) => {
                 self.counts.moved[Tier::Host.index()] += 1;
                 self.take_in(block, into, &meta);
                 self.onboard_ended(block);
@@ -236,24 +239,64 @@ impl Core {
         let entry = self.catalog.get(id);
         let (old_scope, old_program) = (entry.scope, entry.program);
         let mut scope = self.catalog.scopes.get(old_scope).clone();
+        if scope.namespace == Scope::default().namespace {
+            // Asked for by its key alone.
+            self.complete(id, meta);
+            scope = Scope::of(meta);
+        }
         scope.tenant = meta.tenant.clone();
         let scope = self.catalog.scopes.acquire(&scope);
         let program = self.catalog.programs.acquire(&meta.hints.program_id);
+        let (semantic, taints, end) = self.arriving(meta);
+        self.catalog.ephemeral.remove(&id);
         let adopted = self.catalog.remotes.remove(&id).is_some_and(|r| r.adopted);
         self.catalog.update(id, |e| {
             e.host = Some(into);
             e.checksum = meta.checksum;
             e.scope = scope;
             e.program = program;
-            e.semantic = meta.hints.semantic;
+            e.semantic = semantic;
+            e.expires = NEVER;
             e.flags.set(Flags::REMOTE, false);
             e.flags.set(Flags::FETCHED, !adopted);
         });
         self.catalog.scopes.release(old_scope);
         self.catalog.programs.release(old_program);
+        self.set_taints(id, &taints);
+        let entry = self.catalog.get(id);
+        if entry.held == 0 && !entry.flags.has(Flags::COMMON) {
+            // It came without a reader.
+            self.held_by_writer(id, u64::MAX);
+        }
+        self.relive(id, end);
         if adopted {
             self.queue_offload(id);
         }
+    }
+
+    /// What a block that comes from elsewhere is marked with: what it came with, and what this node was told of it while
+    /// whoever has it may not have been.
+    fn arriving(&self, meta: &RecordMeta) -> (SemanticType, Vec<Taint>, Option<Instant>) {
+        let mut taints = meta.hints.taints.clone();
+        taints.sort_unstable();
+        let (mut semantic, mut expires) = (meta.hints.semantic, self.end_of(meta).0);
+        if let Some(mark) = self.marks.get(&meta.key.block) {
+            semantic = semantic.more_durable(mark.semantic);
+            taints = union(&taints, &mark.taints);
+            // Without a taint that says so it is what a rule gave the block here, which is not the one that comes.
+            let ends = mark.expires_ms.filter(|_| mark.taints.iter().any(|t| matches!(t.effect, Effect::Ephemeral(_))));
+            expires = expires.into_iter().chain(ends.map(|at| self.instant_of(at))).min();
+        }
+        (semantic, taints, expires)
+    }
+
+    /// Whether the time of a block that comes from elsewhere is over.
+    fn is_over(&mut self, meta: &RecordMeta) -> bool {
+        let over = self.arriving(meta).2.is_some_and(|at| at <= self.clock);
+        if over {
+            self.ghost.insert(&meta.key.block, MissReason::Expired);
+        }
+        over
     }
 
     fn try_next_source(&mut self, id: BlockId) {

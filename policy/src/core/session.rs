@@ -29,6 +29,8 @@ impl Core {
         }
         let too_many = CoreError::Limit { what: "layouts", max: usize::from(u16::MAX) };
         let layout_number = self.catalog.layout(&layout_id).ok_or(too_many)?;
+        self.catalog.note_shards(layout_number, spec.layout.shards);
+        self.catalog.note_block_tokens(layout_number, &spec.layout.groups);
         let engine = self.engines.acquire(&spec.engine);
         let id = AttachmentId(self.take_id());
         let attachment = Attachment {
@@ -41,6 +43,7 @@ impl Core {
             leases: BTreeMap::new(),
             spec,
         };
+        self.spaces.note(&attachment.spec.namespace, &attachment.layout);
         self.attachments.insert(id, attachment);
         Ok(id)
     }
@@ -67,6 +70,7 @@ impl Core {
     pub fn switch_namespace(&mut self, id: AttachmentId, namespace: Namespace) -> Result<NamespaceId, CoreError> {
         let attachment = self.attachments.get_mut(&id).ok_or(CoreError::UnknownAttachment)?;
         attachment.namespace = namespace.id();
+        self.spaces.note(&namespace, &attachment.layout);
         attachment.spec.namespace = namespace;
         Ok(attachment.namespace)
     }
@@ -94,6 +98,7 @@ impl Core {
     /// Reaps what has outlived its time. Returns the attachments that were reaped.
     pub fn expire(&mut self, now: Instant) -> Vec<AttachmentId> {
         self.tell_time(now);
+        self.catalog.segments.rest(now);
         let ttl = self.config.attachment_ttl;
         let silent: Vec<AttachmentId> =
             self.attachments.iter().filter(|(_, a)| a.seen + ttl <= now).map(|(id, _)| *id).collect();
@@ -110,8 +115,11 @@ impl Core {
             self.counts.reaped_reservations += 1;
             self.abandon(id);
         }
+        self.expire_claims(now);
         self.expire_exports(now);
         self.expire_fetches(now);
+        self.expire_blocks(now);
+        self.walk();
         self.pump();
         silent
     }
@@ -155,6 +163,12 @@ impl Core {
     #[must_use]
     pub fn block_bytes(&self, id: AttachmentId, group: u32) -> Option<u64> {
         self.attachments.get(&id).and_then(|a| a.layout.block_bytes.get(group as usize)).copied()
+    }
+
+    /// Tokens of a block of a group, `None` for an unknown attachment or group.
+    #[must_use]
+    pub fn block_tokens(&self, id: AttachmentId, group: u32) -> Option<u32> {
+        self.attachments.get(&id).and_then(|a| a.layout.groups.get(group as usize)).map(|spec| spec.block_tokens)
     }
 
     /// Whether an attachment's engine has an unsealed reservation in an extent, and so may write there.

@@ -1,10 +1,11 @@
 //! How requests end: leases given up, tokens settled in the ledger, loads reported.
 
-use kvtier_types::{BlockKey, Origin};
+use kvtier_types::{BlockKey, Origin, Tier};
 
 use super::{Core, CoreError};
 use crate::attachment::AttachmentId;
 use crate::entry::Flags;
+use crate::events::EventKind;
 use crate::lease::{LeaseId, Run};
 use crate::ledger::{Fate, MissReason};
 
@@ -108,7 +109,7 @@ impl Core {
         let Some(held) = self.leases.remove(&lease) else { return };
         for leased in held.blocks {
             self.stop_waiting(leased.id, lease);
-            if self.catalog.update(leased.id, |e| e.leases -= 1) {
+            if self.catalog.touch(leased.id, |e| e.leases -= 1) {
                 self.finish_doomed(leased.id);
             }
             self.forget_unwanted_one(leased.id);
@@ -153,7 +154,10 @@ impl Core {
         let same_frame = self.catalog.get(id).host.is_some_and(|f| f.generation == report.generation);
         if same_frame && !self.catalog.get(id).flags.has(Flags::RESERVED) {
             self.ghost.insert(&report.key, MissReason::Corrupt);
+            self.catalog.note_event(id, EventKind::Corrupt, Some(Tier::Host));
+            let former = self.catalog.events.because("corrupt");
             self.drop_host(id);
+            self.catalog.events.because(former);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The core against hand-made situations; sequences against a naive model are in `tests/model.rs`.
 
 use kvtier_types::{
-    BlockHints, BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Origin, Outcome,
+    BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Origin, Outcome, RequestHints,
     TenantId, Tier,
 };
 
@@ -85,7 +85,7 @@ impl Bench {
             first_block,
             keys: keys.iter().map(|n| key(*n)).collect(),
             tenant: TenantId::shared(),
-            hints: BlockHints::default(),
+            hints: RequestHints::default(),
         };
         self.core.reserve(NOW, &request).unwrap()
     }
@@ -107,8 +107,14 @@ impl Bench {
 
     fn lookup(&mut self, request_id: &str, keys: &[u8]) -> LeaseId {
         let range = LookupRange { group: 0, first_block: 0, keys: keys.iter().map(|n| key(*n)).collect() };
-        let request =
-            LookupRequest { attachment: self.who, request_id: request_id.into(), ranges: vec![range], local_tokens: 0 };
+        let request = LookupRequest {
+            attachment: self.who,
+            request_id: request_id.into(),
+            ranges: vec![range],
+            local_tokens: 0,
+            tenant: TenantId::shared(),
+            hints: RequestHints::default(),
+        };
         self.core.lookup(NOW, request).unwrap()
     }
 
@@ -124,7 +130,7 @@ impl Bench {
     }
 
     /// Ends every offload well and returns how many there were.
-    fn offload_all(&mut self) -> usize {
+    pub(super) fn offload_all(&mut self) -> usize {
         let mut done = 0;
         while let Some(action) = self.core.poll_action() {
             if let Action::Offload { id, .. } = action {
@@ -307,10 +313,17 @@ fn ranges_that_no_prompt_has_are_refused() {
     let range = |group, first_block| LookupRange { group, first_block, keys: vec![key(1), key(2)] };
     let cases = [vec![range(0, u32::MAX)], vec![range(0, u32::MAX / 16)], vec![range(0, 0), range(0, 0)]];
     for ranges in cases {
-        let request = LookupRequest { attachment: b.who, request_id: "r".into(), ranges, local_tokens: 0 };
+        let request = LookupRequest {
+            attachment: b.who,
+            request_id: "r".into(),
+            ranges,
+            local_tokens: 0,
+            tenant: TenantId::shared(),
+            hints: RequestHints::default(),
+        };
         assert!(matches!(b.core.lookup(NOW, request), Err(CoreError::BadRange { .. })));
     }
-    assert!(b.core.list(u32::MAX, 10, None, "").0.is_empty(), "nor do pages beyond the last");
+    assert!(b.core.list(u32::MAX, 10, &ListFilter::default()).0.is_empty(), "nor do pages beyond the last");
 }
 
 #[test]
@@ -367,7 +380,7 @@ fn a_second_layout_for_one_engine_is_refused() {
         first_block: 0,
         keys: vec![key(1)],
         tenant: TenantId::shared(),
-        hints: BlockHints::default(),
+        hints: RequestHints::default(),
     };
     assert!(matches!(b.core.reserve(NOW, &far), Err(CoreError::UnknownGroup { .. })));
 }

@@ -1,11 +1,13 @@
 //! The way in: reserve frames, seal them.
 
-use kvtier_types::{BlockHints, BlockKey, Instant, TenantId, Tier};
+use kvtier_types::{BlockKey, Instant, RequestHints, TenantId, Tier};
 
+use super::marks::union;
 use super::{Core, CoreError, Reserved};
 use crate::attachment::AttachmentId;
 use crate::catalog::{BlockId, Scope};
-use crate::entry::{Entry, Flags};
+use crate::entry::{Entry, Flags, NEVER};
+use crate::evict::SegmentId;
 use crate::frame::{Allocation, FrameRef};
 use crate::ledger::MissReason;
 use crate::limits::{MAX_KEYS_PER_CALL, MAX_SCOPES, VICTIM_SCAN};
@@ -26,7 +28,7 @@ pub struct ReserveRequest {
     /// Who owns them.
     pub tenant: TenantId,
     /// What the request said of them.
-    pub hints: BlockHints,
+    pub hints: RequestHints,
 }
 
 /// The answer for one block.
@@ -77,6 +79,7 @@ struct Batch {
     engine: u32,
     scope: u32,
     program: u32,
+    taints: u32,
     bytes: u32,
     needs_ancestors: bool,
 }
@@ -92,6 +95,8 @@ impl Core {
             .map(|shard| request.parent.as_ref().and_then(|p| self.catalog.find(p, batch.layout, shard)))
             .collect();
         let mut answers = Vec::with_capacity(request.keys.len());
+        let mut ends = parents.clone();
+        self.continue_call(now, (&request.tenant, &request.hints), request.keys.len());
         for (index, key) in request.keys.iter().enumerate() {
             let depth = request.first_block.saturating_add(u32::try_from(index).unwrap_or(u32::MAX));
             let template = template(&batch, request, key, depth);
@@ -104,9 +109,15 @@ impl Core {
             self.counts.reserved[slot] += 1;
             answers.push(answer);
             parents = (0..batch.shards).map(|shard| self.catalog.find(key, batch.layout, shard)).collect();
+            ends = parents.iter().zip(ends).map(|(here, before)| here.or(before)).collect();
         }
+        self.end_call();
+        // Making room for the later ones may have taken the earlier ones.
+        let tips: Vec<BlockId> = ends.into_iter().flatten().filter(|id| self.catalog.try_get(*id).is_some()).collect();
+        self.note_context(now, (&request.tenant, &request.hints), &tips);
         self.catalog.scopes.release(batch.scope);
         self.catalog.programs.release(batch.program);
+        self.catalog.taints.release(batch.taints);
         self.pump();
         Ok(answers)
     }
@@ -135,9 +146,10 @@ impl Core {
         let (number, shards, engine) = (attachment.layout_number, layout.shards, attachment.engine);
         let needs_ancestors = spec.kind.needs_ancestors();
         let scope = self.catalog.scopes.acquire(&scope);
-        let program = self.catalog.programs.acquire(&request.hints.program_id);
+        let program = self.catalog.programs.acquire(&request.hints.block.program_id);
+        let taints = self.catalog.taints.acquire(&request.hints.block.taints);
         let (tick, expires) = (self.next_tick(), now + self.config.reserve_ttl);
-        Ok(Batch { tick, expires, layout: number, shards, engine, scope, program, bytes, needs_ancestors })
+        Ok(Batch { tick, expires, layout: number, shards, engine, scope, program, taints, bytes, needs_ancestors })
     }
 
     /// All shards or none.
@@ -146,7 +158,7 @@ impl Core {
             (0..batch.shards).map(|s| self.catalog.find(&template.key, batch.layout, s)).collect();
         if known.iter().all(|id| id.is_some_and(|id| self.catalog.get(id).visible())) {
             for id in known.into_iter().flatten() {
-                self.catalog.update(id, |e| e.touched = template.touched);
+                self.reuse(id, template);
             }
             return Reservation::Present;
         }
@@ -179,23 +191,56 @@ impl Core {
         Reservation::Granted(frames)
     }
 
+    /// A block that is here already was written again. One that spans two types is of the more durable one.
+    fn reuse(&mut self, id: BlockId, template: &Entry) {
+        let former = self.catalog.get(id).semantic;
+        let semantic = former.more_durable(template.semantic);
+        self.use_entry(id, |e| {
+            e.touched = template.touched;
+            e.semantic = semantic;
+        });
+        if semantic != former {
+            self.remarked(id);
+            self.relive(id, None);
+        }
+    }
+
     fn insert_reserved(&mut self, mut entry: Entry, reserved: Reserved) {
+        let scope = self.catalog.scopes.share(entry.scope);
+        let program = self.catalog.programs.share(entry.program);
+        let taints = self.catalog.taints.share(entry.taints);
+        let (semantic, taints) = self.marked_anew(&entry.key, entry.semantic, taints);
+        (entry.semantic, entry.taints) = (semantic, taints);
         let id = if let Some(id) = self.catalog.find(&entry.key, entry.layout, entry.shard) {
             // What is left of it keeps the tree below in shape.
-            self.catalog.update(id, |e| {
+            let former = self.catalog.get(id);
+            let (old_scope, old_program, old_taints) = (former.scope, former.program, former.taints);
+            self.catalog.ephemeral.remove(&id);
+            self.use_entry(id, |e| {
+                if e.bytes != entry.bytes {
+                    // Another size class, whose ranking has not heard of it.
+                    e.flags.set(Flags::KNOWN_HOST, false);
+                }
+                (e.touched, e.bytes, e.group, e.depth_blocks) =
+                    (entry.touched, entry.bytes, entry.group, entry.depth_blocks);
                 e.host = entry.host;
+                (e.scope, e.program, e.taints) = (scope, program, taints);
+                e.semantic = entry.semantic;
+                e.expires = NEVER;
                 e.engine = reserved.engine;
                 e.flags.set(Flags::RESERVED, true);
                 e.flags.set(Flags::DOOMED | Flags::FETCHED | Flags::READ, false);
             });
+            self.catalog.scopes.release(old_scope);
+            self.catalog.programs.release(old_program);
+            self.catalog.taints.release(old_taints);
             id
         } else {
-            let scope = self.catalog.scopes.get(entry.scope).clone();
-            let program = self.catalog.programs.get(entry.program).clone();
-            entry.scope = self.catalog.scopes.acquire(&scope);
-            entry.program = self.catalog.programs.acquire(&program);
             entry.flags.set(Flags::RESERVED, true);
-            self.catalog.insert(entry)
+            entry.segment = self.catalog.segments.use_block(SegmentId::NONE, entry.semantic);
+            let id = self.catalog.insert(entry);
+            self.arrived(id);
+            id
         };
         self.reserved.insert(id, reserved);
     }
@@ -231,14 +276,12 @@ impl Core {
         victim.is_some()
     }
 
-    fn host_victim(&self, class: u32) -> Option<BlockId> {
-        let has_lower_copy = |id: &BlockId| {
-            let entry = self.catalog.get(*id);
-            entry.disk.is_some() || entry.object.is_some()
-        };
-        let mut candidates = self.catalog.pools().get(Tier::Host, class)?.victims().take(VICTIM_SCAN);
-        let first = candidates.next()?;
-        if has_lower_copy(&first) { Some(first) } else { Some(candidates.find(has_lower_copy).unwrap_or(first)) }
+    /// Of the first few in rank the one that loses least: what it is worth to have it, times what it costs to have it again.
+    fn host_victim(&mut self, class: u32) -> Option<BlockId> {
+        let candidates = self.catalog.victims(Tier::Host, class, VICTIM_SCAN);
+        let loss = |id: &BlockId| self.catalog.worth(*id) * self.costs.again(self.catalog.get(*id));
+        // Of equal ones the first.
+        candidates.into_iter().map(|id| (loss(&id), id)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, id)| id)
     }
 
     /// Evicts everything in the extent of another class that holds least, if all of it may go.
@@ -250,7 +293,9 @@ impl Core {
             .filter(|(_, e)| e.host.is_some_and(|f| f.extent == extent))
             .map(|(id, _)| id)
             .collect();
-        if inside.is_empty() || inside.iter().any(|id| self.catalog.get(*id).in_use()) {
+        // What a claim keeps may go where it can be brought back into another extent, which it is at once.
+        let stays = |e: &Entry| e.in_use() || e.keeps(Tier::Host) && e.disk.is_none() && e.object.is_none();
+        if inside.is_empty() || inside.iter().any(|id| stays(self.catalog.get(*id))) {
             return false;
         }
         for id in inside {
@@ -265,7 +310,9 @@ impl Core {
     pub(super) fn evict_copy(&mut self, id: BlockId, tier: Tier) {
         let key = self.catalog.get(id).key;
         self.counts.evicted[tier.index()] += 1;
+        let former = self.catalog.events.because("evicted");
         self.drop_copy(id, tier);
+        self.catalog.events.because(former);
         let gone = self.catalog.try_get(id).is_none_or(|e| e.key != key || e.fastest().is_none());
         if gone {
             self.ghost.insert(&key, MissReason::Evicted);
@@ -306,10 +353,32 @@ impl Core {
             e.checksum = seal.checksum;
             e.flags.set(Flags::RESERVED, false);
         });
+        if self.catalog.get(id).flags.has(Flags::DOOMED) {
+            // Its program was abandoned while it was written.
+            self.finish_doomed(id);
+            return SealOutcome::Applied;
+        }
+        self.relive(id, None);
         if self.config.eager_offload {
             self.queue_offload(id);
         }
         SealOutcome::Applied
+    }
+
+    /// What an engine says of a block later adds to what is known of it: the more durable type, further taints.
+    fn annotate_one(&mut self, id: BlockId, hints: &RequestHints) {
+        let entry = self.catalog.get(id);
+        let semantic = entry.semantic.more_durable(hints.block.semantic);
+        let taints = union(self.taints(entry), &hints.block.taints);
+        if semantic == entry.semantic && taints == self.taints(entry) {
+            return;
+        }
+        self.set_taints(id, &taints);
+        self.catalog.update(id, |e| e.semantic = semantic);
+        if self.catalog.get(id).visible() {
+            self.remarked(id);
+            self.relive(id, None);
+        }
     }
 
     /// Stores hints for blocks written earlier. One answer a key: whether it is known.
@@ -320,23 +389,29 @@ impl Core {
         &mut self,
         attachment: AttachmentId,
         keys: &[BlockKey],
-        hints: &BlockHints,
+        hints: &RequestHints,
     ) -> Result<Vec<bool>, CoreError> {
         let annotator = self.attached(attachment)?;
         let (layout, shards) = (annotator.layout_number, annotator.layout.shards);
         let mut known = Vec::with_capacity(keys.len());
+        let mut tips: Vec<BlockId> = Vec::new();
         for key in keys {
             let ids: Vec<BlockId> = (0..shards).filter_map(|s| self.catalog.find(key, layout, s)).collect();
             for id in &ids {
-                let program = self.catalog.programs.acquire(&hints.program_id);
+                let program = self.catalog.programs.acquire(&hints.block.program_id);
                 let former = self.catalog.get(*id).program;
-                self.catalog.update(*id, |e| {
-                    e.semantic = hints.semantic;
-                    e.program = program;
-                });
+                self.catalog.update(*id, |e| e.program = program);
                 self.catalog.programs.release(former);
+                self.annotate_one(*id, hints);
             }
             known.push(!ids.is_empty());
+            if !ids.is_empty() {
+                tips = ids;
+            }
+        }
+        if let Some(first) = tips.first() {
+            let tenant = self.catalog.scopes.get(self.catalog.get(*first).scope).tenant.clone();
+            self.note_context(self.clock, (&tenant, hints), &tips);
         }
         Ok(known)
     }
@@ -351,7 +426,8 @@ fn template(batch: &Batch, request: &ReserveRequest, key: &BlockKey, depth: u32)
         touched: batch.tick,
         engine: batch.engine,
         depth_blocks: depth,
-        semantic: request.hints.semantic,
+        semantic: request.hints.block.semantic,
+        taints: batch.taints,
         ..Entry::bare(*key, (batch.layout, 0), group, batch.bytes, (batch.scope, batch.program, flags))
     }
 }

@@ -29,6 +29,7 @@ fn meta(shard: &Wanted) -> RecordMeta {
         bytes: shard.bytes,
         checksum: 7,
         sequence: 1,
+        expires_ms: None,
     }
 }
 

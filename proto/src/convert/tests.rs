@@ -1,3 +1,5 @@
+use kvtier_types::SemanticType;
+
 use super::*;
 
 fn namespace() -> Namespace {

@@ -13,7 +13,7 @@ use crate::store::RecordMeta;
 pub(crate) const PAGE_BYTES: usize = 4096;
 
 /// Version of segment headers, records and footers together. A segment of another version is wiped.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"KVTREC\0\n";
 const CRC_AT: usize = PAGE_BYTES - 8;

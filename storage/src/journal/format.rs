@@ -6,13 +6,20 @@
 //! entry    kind u8 | length u16 | payload
 //! kind 1   incarnation u64
 //! kind 2   evicted: shard key 66 | up to sequence u64
+//! kind 3   part of a claim: see `claims.rs`
+//! kind 4   claim ended: name
+//! kind 5   mark: see `marks.rs`
+//! kind 6   program, kind 7 program ended: see `programs.rs`
 //! ```
 //! New kinds may be added without a new version: a build that does not know a kind refuses the file.
 
 use std::collections::BTreeMap;
 
-use kvtier_types::ShardKey;
+use kvtier_types::{BlockKey, ClaimName, ShardKey};
 
+use super::claims::{self, ClaimFacts, ClaimPart};
+use super::marks::MarkRecord;
+use super::programs::{ProgramEnd, ProgramFacts, ProgramRecord};
 use crate::codec::{Malformed, Reader, Writer, crc64};
 
 const MAGIC: [u8; 8] = *b"KVTJNL\0\n";
@@ -21,14 +28,22 @@ pub(super) const HEADER_BYTES: usize = 8 + 4 + 8;
 
 const KIND_INCARNATION: u8 = 1;
 const KIND_EVICTED: u8 = 2;
-/// Bytes of the longest entry of today, for the size of a snapshot.
-pub(super) const MAX_ENTRY_BYTES: usize = 3 + 66 + 8;
+const KIND_CLAIM: u8 = 3;
+const KIND_CLAIM_ENDED: u8 = 4;
+const KIND_MARK: u8 = 5;
+const KIND_PROGRAM: u8 = 6;
+const KIND_PROGRAM_ENDED: u8 = 7;
+/// Bytes before an entry's payload.
+const ENTRY_HEAD_BYTES: usize = 1 + 2;
+const EVICTED_BYTES: usize = 66 + 8;
+/// Bytes of the longest entry of a length that is always the same.
+pub(super) const MAX_FIXED_BYTES: usize = ENTRY_HEAD_BYTES + EVICTED_BYTES;
 
 /// Longest frame: what a reader allocates at most, and the most that a torn append can leave.
 pub(super) const MAX_FRAME_BYTES: usize = 1 << 20;
 
 /// A fact that must outlive the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Entry {
     /// The number of this start of the daemon; the highest counts.
@@ -40,6 +55,76 @@ pub enum Entry {
         /// The highest sequence that the verb covered.
         up_to_sequence: u64,
     },
+    /// A piece of a claim: see [`super::ClaimRecord::parts`].
+    Claim(ClaimPart),
+    /// A claim is over.
+    ClaimEnded(ClaimName),
+    /// A verb said what a block means and is marked with; the latest word counts.
+    Mark(BlockKey, MarkRecord),
+    /// What a program or session holds; the latest word counts.
+    Program(ProgramRecord),
+    /// A program is forgotten, or was abandoned.
+    ProgramEnded(ProgramEnd),
+}
+
+impl Entry {
+    /// Bytes of its payload, at most 64 KiB.
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Incarnation(_) => 8,
+            Self::Evicted { .. } => EVICTED_BYTES,
+            Self::Claim(part) => part.payload_bytes(),
+            Self::ClaimEnded(name) => claims::ended_bytes(name),
+            Self::Mark(_, mark) => mark.payload_bytes(),
+            Self::Program(record) => record.payload_bytes(),
+            Self::ProgramEnded(end) => end.payload_bytes(),
+        }
+    }
+
+    /// Its bytes.
+    pub(super) fn bytes(&self) -> usize {
+        ENTRY_HEAD_BYTES + self.payload_bytes()
+    }
+
+    fn encode(&self, body: &mut Vec<u8>) {
+        let kind = match self {
+            Self::Incarnation(_) => KIND_INCARNATION,
+            Self::Evicted { .. } => KIND_EVICTED,
+            Self::Claim(_) => KIND_CLAIM,
+            Self::ClaimEnded(_) => KIND_CLAIM_ENDED,
+            Self::Mark(..) => KIND_MARK,
+            Self::Program(_) => KIND_PROGRAM,
+            Self::ProgramEnded(_) => KIND_PROGRAM_ENDED,
+        };
+        let len = u16::try_from(self.payload_bytes()).expect("no payload is longer than 64 KiB");
+        let mut writer = Writer(body);
+        writer.u8(kind).u16(len);
+        match self {
+            Self::Incarnation(n) => drop(writer.u64(*n)),
+            Self::Evicted { key, up_to_sequence } => drop(writer.key(key).u64(*up_to_sequence)),
+            Self::Claim(part) => part.encode(&mut writer),
+            Self::ClaimEnded(name) => claims::encode_name(name, &mut writer),
+            Self::Mark(block, mark) => mark.encode(block, &mut writer),
+            Self::Program(record) => record.encode(&mut writer),
+            Self::ProgramEnded(end) => end.encode(&mut writer),
+        }
+    }
+}
+
+/// Cuts entries into runs that each fit one frame.
+pub fn batches(entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
+    let mut rest = entries;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.bytes();
+            bytes <= MAX_FRAME_BYTES
+        };
+        let count = rest.iter().take_while(fits).count();
+        let (batch, left) = rest.split_at(count);
+        rest = left;
+        (count > 0).then_some(batch)
+    })
 }
 
 /// What the entries so far amount to.
@@ -47,23 +132,48 @@ pub enum Entry {
 pub(super) struct Facts {
     pub(super) incarnation: u64,
     pub(super) evicted: BTreeMap<ShardKey, u64>,
+    pub(super) claims: ClaimFacts,
+    pub(super) marks: BTreeMap<BlockKey, MarkRecord>,
+    pub(super) programs: ProgramFacts,
 }
 
 impl Facts {
     pub(super) fn apply(&mut self, entry: &Entry) {
-        match *entry {
-            Entry::Incarnation(n) => self.incarnation = self.incarnation.max(n),
+        match entry {
+            Entry::Incarnation(n) => self.incarnation = self.incarnation.max(*n),
             Entry::Evicted { key, up_to_sequence } => {
-                let sequence = self.evicted.entry(key).or_default();
-                *sequence = (*sequence).max(up_to_sequence);
+                let sequence = self.evicted.entry(*key).or_default();
+                *sequence = (*sequence).max(*up_to_sequence);
             }
+            Entry::Mark(block, mark) => {
+                self.marks.insert(*block, mark.clone());
+            }
+            Entry::Claim(part) => self.claims.part(part),
+            Entry::ClaimEnded(name) => self.claims.ended(name),
+            Entry::Program(record) => self.programs.record(record),
+            Entry::ProgramEnded(end) => self.programs.end(end),
         }
     }
 
     /// The entries of a snapshot.
     pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         let evicted = self.evicted.iter().map(|(&key, &up_to_sequence)| Entry::Evicted { key, up_to_sequence });
-        std::iter::once(Entry::Incarnation(self.incarnation)).chain(evicted)
+        let claims = self.claims.parts().map(Entry::Claim);
+        // An abandoned program may have begun anew.
+        let programs = self
+            .programs
+            .ends()
+            .map(Entry::ProgramEnded)
+            .chain(self.programs.live.values().cloned().map(Entry::Program));
+        let marks = self.marks.iter().map(|(block, mark)| Entry::Mark(*block, mark.clone()));
+        std::iter::once(Entry::Incarnation(self.incarnation)).chain(evicted).chain(claims).chain(marks).chain(programs)
+    }
+
+    /// About as many bytes as a snapshot has.
+    pub(super) fn snapshot_bytes(&self) -> u64 {
+        let marks: usize = self.marks.values().map(|m| ENTRY_HEAD_BYTES + m.payload_bytes()).sum();
+        let parts = self.claims.snapshot_bytes() + marks + self.programs.snapshot_bytes();
+        ((self.evicted.len() + 1) * MAX_FIXED_BYTES + parts) as u64
     }
 }
 
@@ -94,16 +204,10 @@ pub(super) fn encode_header() -> Vec<u8> {
     out
 }
 
-/// One frame of `entries`, of which there are few enough for [`MAX_FRAME_BYTES`].
+/// One frame of `entries`, which together have at most [`MAX_FRAME_BYTES`].
 pub(super) fn encode_frame(entries: &[Entry]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(entries.len() * MAX_ENTRY_BYTES);
-    for entry in entries {
-        let mut writer = Writer(&mut body);
-        match entry {
-            Entry::Incarnation(n) => writer.u8(KIND_INCARNATION).u16(8).u64(*n),
-            Entry::Evicted { key, up_to_sequence } => writer.u8(KIND_EVICTED).u16(66 + 8).key(key).u64(*up_to_sequence),
-        };
-    }
+    let mut body = Vec::with_capacity(entries.iter().map(Entry::bytes).sum());
+    entries.iter().for_each(|entry| entry.encode(&mut body));
     let mut frame = Vec::with_capacity(body.len() + 12);
     let len = u32::try_from(body.len()).expect("a frame is shorter than MAX_FRAME_BYTES");
     Writer(&mut frame).u32(len).raw(&body);
@@ -181,6 +285,11 @@ fn entry(reader: &mut Reader<'_>) -> Result<Entry, u8> {
         KIND_EVICTED => {
             payload.key().and_then(|key| payload.u64().map(|up_to_sequence| Entry::Evicted { key, up_to_sequence }))
         }
+        KIND_CLAIM => ClaimPart::decode(&mut payload).map(Entry::Claim),
+        KIND_CLAIM_ENDED => claims::decode_name(&mut payload).map(Entry::ClaimEnded),
+        KIND_MARK => MarkRecord::decode(&mut payload).map(|(block, mark)| Entry::Mark(block, mark)),
+        KIND_PROGRAM => ProgramRecord::decode(&mut payload).map(Entry::Program),
+        KIND_PROGRAM_ENDED => ProgramEnd::decode(&mut payload).map(Entry::ProgramEnded),
         _ => return Err(kind),
     };
     if payload.0.is_empty() { entry.map_err(|_| kind) } else { Err(kind) }

@@ -4,10 +4,15 @@
 //! within an append that never returned) is cut. Damage before the tail never goes unnoticed: the file is kept aside as
 //! `journal.corrupt-N`, what can be read of it counts, and [`JournalState::damaged`] tells the daemon that evictions may
 //! be missing. A file of a newer build is refused, never wiped.
-//! *Bounds*: [`MAX_EVICTED`] keys, one frame per append; a file of at most [`COMPACT_FACTOR`] times its live entries.
+//! *Bounds*: [`MAX_EVICTED`] keys, [`MAX_CLAIMS`] claims with [`MAX_CLAIM_BLOCKS`] blocks, [`MAX_MARKS`] marked blocks,
+//! [`MAX_PROGRAMS`] programs and [`MAX_ABANDONED`] abandoned ones, one frame per append; a file of at most
+//! [`COMPACT_FACTOR`] times its live entries.
 //! *Lock order*: one mutex, held across the write: appends are rare and follow each other.
 
+mod claims;
 mod format;
+mod marks;
+mod programs;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -15,23 +20,28 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use kvtier_types::ShardKey;
+use kvtier_types::{BlockKey, ShardKey};
 use parking_lot::Mutex;
 
 use crate::lock::{DirLock, lock_dir};
 use crate::store::{StorageError, io_error};
 
-pub use format::Entry;
-use format::{Facts, MAX_ENTRY_BYTES, MAX_FRAME_BYTES, encode_frame, encode_header, parse};
+pub use claims::{ClaimPart, ClaimRecord, MAX_CLAIM_BLOCKS, MAX_CLAIMS};
+pub use format::{Entry, batches};
+use format::{Facts, MAX_FIXED_BYTES, MAX_FRAME_BYTES, encode_frame, encode_header, parse};
+pub use marks::MarkRecord;
+pub use programs::{MAX_ABANDONED, MAX_PROGRAM_TIPS, MAX_PROGRAMS, ProgramEnd, ProgramName, ProgramRecord};
 
 /// Most keys that may be evicted by verb and not yet gone from every tier: 80 MB of journal.
 pub const MAX_EVICTED: usize = 1 << 20;
+/// Most blocks marked by verb.
+pub const MAX_MARKS: usize = 262_144;
 /// The file is rewritten when it is this many times larger than a snapshot.
 pub const COMPACT_FACTOR: u64 = 4;
 /// A file smaller than this is left alone.
 const COMPACT_MIN_BYTES: u64 = 256 << 10;
-/// Entries in one append at most.
-pub const MAX_BATCH: usize = MAX_FRAME_BYTES / MAX_ENTRY_BYTES;
+/// Entries in one append at most, if all have a length that is always the same; [`batches`] cuts what has any length.
+pub const MAX_BATCH: usize = MAX_FRAME_BYTES / MAX_FIXED_BYTES;
 
 const FILE: &str = "journal";
 const NEW_FILE: &str = "journal.new";
@@ -46,6 +56,14 @@ pub struct JournalState {
     pub incarnation: u64,
     /// Keys evicted by verb, with the highest sequence covered.
     pub evicted: BTreeMap<ShardKey, u64>,
+    /// Claims that did not end, those included whose time is over.
+    pub claims: Vec<ClaimRecord>,
+    /// Blocks that verbs marked.
+    pub marks: BTreeMap<BlockKey, MarkRecord>,
+    /// What programs and sessions held.
+    pub programs: Vec<ProgramRecord>,
+    /// Programs that were abandoned, with the last sequence that they wrote under.
+    pub abandoned: Vec<(ProgramName, u64)>,
     /// Entries were lost: records that were evicted by verb may come back, so tiers should be wiped.
     pub damaged: bool,
     /// There was no journal: the first start, or someone removed it.
@@ -106,6 +124,10 @@ impl Journal {
         let (file, bytes) = NewFile::write(dir, &parsed.facts)?.install(dir)?;
         state.incarnation = parsed.facts.incarnation;
         state.evicted = parsed.facts.evicted.clone();
+        state.claims = parsed.facts.claims.live.values().cloned().collect();
+        state.marks = parsed.facts.marks.clone();
+        state.programs = parsed.facts.programs.live.values().cloned().collect();
+        state.abandoned = parsed.facts.programs.abandoned.iter().map(|(name, up_to)| (name.clone(), *up_to)).collect();
         let inner = Inner { file, bytes, facts: parsed.facts, poison: None };
         Ok((Self { dir: dir.to_owned(), inner: Mutex::new(inner), _lock: lock }, state))
     }
@@ -113,24 +135,17 @@ impl Journal {
     /// Makes the entries durable, all or none.
     ///
     /// # Errors
-    /// [`StorageError::Refused`]: more than [`MAX_BATCH`] entries. [`StorageError::Full`]: more than [`MAX_EVICTED`] keys.
+    /// [`StorageError::Refused`]: more than one frame holds, or a name or taint over its bound. [`StorageError::Full`]:
+    /// more than [`MAX_EVICTED`] keys, [`MAX_CLAIMS`] claims, [`MAX_CLAIM_BLOCKS`] of their blocks or [`MAX_MARKS`] marks.
     /// [`StorageError::Io`]: they may or may not be durable, and from then on [`StorageError::Poisoned`].
     pub fn append(&self, entries: &[Entry]) -> Result<(), StorageError> {
         let mut inner = self.inner.lock();
         if let Some(reason) = &inner.poison {
             return Err(StorageError::Poisoned { reason: reason.clone() });
         }
-        if entries.len() > MAX_BATCH {
-            return Err(StorageError::Refused { what: format!("{} entries, the most is {MAX_BATCH}", entries.len()) });
-        }
+        check(entries, &inner.facts)?;
         if entries.is_empty() {
             return Ok(());
-        }
-        let more = entries
-            .iter()
-            .filter(|e| matches!(e, Entry::Evicted { key, .. } if !inner.facts.evicted.contains_key(key)));
-        if inner.facts.evicted.len() + more.count() > MAX_EVICTED {
-            return Err(StorageError::Full);
         }
         let frame = encode_frame(entries);
         let written = inner.file.write_all(&frame).and_then(|()| inner.file.sync_data());
@@ -141,7 +156,7 @@ impl Journal {
         }
         inner.bytes += frame.len() as u64;
         entries.iter().for_each(|entry| inner.facts.apply(entry));
-        if inner.bytes > COMPACT_MIN_BYTES && inner.bytes > COMPACT_FACTOR * snapshot_bytes(&inner.facts) {
+        if inner.bytes > COMPACT_MIN_BYTES && inner.bytes > COMPACT_FACTOR * inner.facts.snapshot_bytes() {
             let facts = inner.facts.clone();
             if let Err(error) = self.replace(&mut inner, facts) {
                 // The entries are durable all the same.
@@ -156,13 +171,36 @@ impl Journal {
     /// # Errors
     /// [`StorageError::Io`], [`StorageError::Poisoned`].
     pub fn retain_evicted(&self, mut keep: impl FnMut(&ShardKey, u64) -> bool) -> Result<(), StorageError> {
+        self.retain(|facts| facts.evicted.retain(|key, sequence| keep(key, *sequence)), |facts| facts.evicted.len())
+    }
+
+    /// Drops marks for which `keep` says no: no tier holds a record that they are about. Durable on return.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`], [`StorageError::Poisoned`].
+    pub fn retain_marks(&self, mut keep: impl FnMut(&BlockKey, &MarkRecord) -> bool) -> Result<(), StorageError> {
+        self.retain(|facts| facts.marks.retain(|block, mark| keep(block, mark)), |facts| facts.marks.len())
+    }
+
+    /// Drops abandoned programs for which `keep` says no: no tier holds anything that they wrote. Durable on return.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`], [`StorageError::Poisoned`].
+    pub fn retain_abandoned(&self, mut keep: impl FnMut(&ProgramName, u64) -> bool) -> Result<(), StorageError> {
+        self.retain(
+            |facts| facts.programs.abandoned.retain(|name, up_to| keep(name, *up_to)),
+            |facts| facts.programs.abandoned.len(),
+        )
+    }
+
+    fn retain(&self, drop: impl FnOnce(&mut Facts), count: impl Fn(&Facts) -> usize) -> Result<(), StorageError> {
         let mut inner = self.inner.lock();
         if let Some(reason) = &inner.poison {
             return Err(StorageError::Poisoned { reason: reason.clone() });
         }
         let mut facts = inner.facts.clone();
-        facts.evicted.retain(|key, sequence| keep(key, *sequence));
-        if facts.evicted.len() < inner.facts.evicted.len() {
+        drop(&mut facts);
+        if count(&facts) < count(&inner.facts) {
             self.replace(&mut inner, facts)?;
         }
         Ok(())
@@ -191,8 +229,42 @@ impl Journal {
     }
 }
 
-fn snapshot_bytes(facts: &Facts) -> u64 {
-    ((facts.evicted.len() + 1) * MAX_ENTRY_BYTES) as u64
+/// Whether a batch can be appended.
+fn check(entries: &[Entry], facts: &Facts) -> Result<(), StorageError> {
+    let bytes: usize = entries.iter().map(Entry::bytes).sum();
+    let refused = |what: String| Err(StorageError::Refused { what });
+    if bytes > MAX_FRAME_BYTES {
+        return refused(format!("{} entries of {bytes} bytes, the most is {MAX_FRAME_BYTES} bytes", entries.len()));
+    }
+    for entry in entries {
+        match entry {
+            Entry::Claim(part) if !claims::is_writable(part.name()) => {
+                return refused("a claim's name is longer than its bound".into());
+            }
+            Entry::ClaimEnded(name) if !claims::is_writable(name) => {
+                return refused("a claim's name is longer than its bound".into());
+            }
+            Entry::Mark(_, mark) if !mark.is_writable() => {
+                return refused("a mark has more or longer taints than a block may have".into());
+            }
+            Entry::Program(record) if !record.is_writable() => {
+                return refused("a program has a longer name or more branches than an entry has room for".into());
+            }
+            Entry::ProgramEnded(end) if !end.name.is_writable() => {
+                return refused("a program's name is longer than its bound".into());
+            }
+            _ => {}
+        }
+    }
+    let more = entries.iter().filter(|e| matches!(e, Entry::Evicted { key, .. } if !facts.evicted.contains_key(key)));
+    let parts = entries.iter().filter_map(|e| if let Entry::Claim(part) = e { Some(part) } else { None });
+    let claims_fit = parts.clone().next().is_none() || facts.claims.has_room(parts);
+    let marks = entries.iter().filter(|e| matches!(e, Entry::Mark(block, _) if !facts.marks.contains_key(block)));
+    let marks_fit = facts.marks.len() + marks.count() <= MAX_MARKS;
+    if facts.evicted.len() + more.count() > MAX_EVICTED || !claims_fit || !marks_fit {
+        return Err(StorageError::Full);
+    }
+    Ok(())
 }
 
 /// A snapshot that is durable under its own name.
@@ -206,7 +278,7 @@ impl NewFile {
         let new = dir.join(NEW_FILE);
         let mut bytes = encode_header();
         let entries: Vec<Entry> = facts.entries().collect();
-        for batch in entries.chunks(MAX_BATCH) {
+        for batch in batches(&entries) {
             bytes.extend(encode_frame(batch));
         }
         let write = || {

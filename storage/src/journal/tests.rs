@@ -1,10 +1,12 @@
 //! Crashes at every byte, damage, newer formats, compaction.
 
 use std::fs;
+use std::time::Duration;
 
-use kvtier_types::{BlockKey, LayoutId};
+use kvtier_types::{BlockKey, ClaimBlock, ClaimKind, ClaimName, Effect, LayoutId, SemanticType, Taint, TenantId, Tier};
 use proptest::prelude::{any, proptest};
 
+use super::batches as batches_of;
 use super::format::{HEADER_BYTES, Parsed};
 use super::*;
 use crate::codec::{Writer, crc64};
@@ -17,6 +19,20 @@ fn key(n: u64) -> ShardKey {
 
 fn evicted(n: u64) -> Entry {
     Entry::Evicted { key: key(n), up_to_sequence: n * 10 }
+}
+
+fn name(id: u32) -> ClaimName {
+    ClaimName { tenant: TenantId::new("team").unwrap(), owner: "owner".into(), id: format!("claim {id}") }
+}
+
+fn claim(id: u32, revision: u64, blocks: u64) -> ClaimRecord {
+    let block = |n| ClaimBlock { key: key(n).block, bytes: n };
+    let kind = if id.is_multiple_of(2) { ClaimKind::Pin(Tier::Host) } else { ClaimKind::Retain(90) };
+    ClaimRecord { name: name(id), revision, kind, until_unix_ms: 77, blocks: (0..blocks).map(block).collect() }
+}
+
+fn claimed(claim: &ClaimRecord) -> Vec<Entry> {
+    claim.parts().into_iter().map(Entry::Claim).collect()
 }
 
 /// Batches and the file they make.
@@ -32,13 +48,41 @@ fn batches() -> Vec<Vec<Entry>> {
         vec![evicted(1), evicted(2)],
         vec![evicted(3)],
         vec![Entry::Incarnation(4), evicted(1)],
+        claimed(&claim(1, 1, 2)),
+        [claimed(&claim(2, 1, 0)), vec![evicted(4)]].concat(),
+        [claimed(&claim(2, 2, 3)), vec![Entry::ClaimEnded(name(1))]].concat(),
+        vec![evicted(3)],
+        vec![program("a", 3), program("b", 0), Entry::ProgramEnded(end("a", Some(9)))],
+        vec![program("b", 2), program("c", 1), Entry::ProgramEnded(end("c", None)), program("a", 1)],
     ]
+}
+
+fn program_name(id: &str) -> ProgramName {
+    ProgramName { session: id == "b", tenant: TenantId::new("team").unwrap(), id: id.into() }
+}
+
+fn program(id: &str, tips: u64) -> Entry {
+    Entry::Program(ProgramRecord {
+        name: program_name(id),
+        parent: (id == "a").then(|| "parent".into()),
+        ended: id == "c",
+        tips: (0..tips).map(key).collect(),
+        context: vec![key(tips)],
+    })
+}
+
+fn end(id: &str, abandoned_up_to: Option<u64>) -> ProgramEnd {
+    ProgramEnd { name: program_name(id), abandoned_up_to }
 }
 
 fn facts(batches: &[Vec<Entry>]) -> Facts {
     let mut facts = Facts::default();
     batches.iter().flatten().for_each(|entry| facts.apply(entry));
     facts
+}
+
+fn live(batches: &[Vec<Entry>]) -> Vec<ClaimRecord> {
+    facts(batches).claims.live.into_values().collect()
 }
 
 fn open_bytes(bytes: &[u8]) -> (tempfile::TempDir, Result<(Journal, JournalState), StorageError>) {
@@ -62,7 +106,33 @@ fn what_was_appended_is_there_after_a_restart() {
         assert!(!state.created && !state.damaged && state.notes.is_empty(), "{state:?}");
         assert_eq!(state.incarnation, 4);
         assert_eq!(state.evicted, facts(&batches()).evicted);
+        assert_eq!(state.claims, [claim(2, 2, 3)]);
     }
+}
+
+#[test]
+fn marks_survive_and_go_when_nothing_is_left_that_they_are_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let part = "x".repeat(Taint::MAX_PART_BYTES);
+    let long = Taint::new(&part, &part, Effect::Ephemeral(Duration::from_secs(1))).unwrap();
+    let mark = |n: u64, taints: Vec<Taint>| {
+        let record = MarkRecord { semantic: SemanticType::Skill, taints, expires_ms: Some(n), up_to_sequence: n };
+        Entry::Mark(key(n).block, record)
+    };
+    let many: Vec<Entry> = (1..2001).map(|n| mark(n, vec![long.clone(); 8])).collect();
+    assert!(matches!(journal.append(&many), Err(StorageError::Refused { .. })), "more than a frame");
+    assert!(batches_of(&many).count() > 1);
+    batches_of(&many).for_each(|batch| journal.append(batch).unwrap());
+    journal.append(&[mark(7, vec!["a=b:NoServe".parse().unwrap()])]).unwrap();
+    assert!(matches!(journal.append(&[mark(1, vec![long; 9])]), Err(StorageError::Refused { .. })));
+    drop(journal);
+    let (journal, state) = Journal::open(dir.path()).unwrap();
+    assert_eq!(state.marks.len(), 2000);
+    assert_eq!(state.marks[&key(7).block].taints, ["a=b:NoServe".parse().unwrap()], "the latest word counts");
+    journal.retain_marks(|_, mark| mark.up_to_sequence <= 10).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(dir.path()).unwrap().1.marks.len(), 10);
 }
 
 #[test]
@@ -85,6 +155,7 @@ fn torn_at_every_byte_it_holds_whole_appends_only() {
             let (_dir, opened) = open_bytes(&torn);
             let (journal, state) = opened.unwrap();
             assert_eq!(state.evicted, facts(&batches[..whole]).evicted, "cut at {cut}");
+            assert_eq!(state.claims, live(&batches[..whole]), "cut at {cut}");
             assert_eq!(state.incarnation, facts(&batches[..whole]).incarnation);
             assert!(!state.damaged, "a torn tail is no damage: cut at {cut}");
             assert_eq!(state.notes.is_empty(), ends.contains(&cut) && len == 0);
@@ -167,6 +238,51 @@ fn the_file_is_compacted() {
 }
 
 #[test]
+fn a_claim_of_many_frames_counts_with_its_last() {
+    let (old, new) = (claim(2, 1, 3), claim(2, 2, 30_000));
+    let entries = claimed(&new);
+    let frames: Vec<Vec<Entry>> = batches_of(&entries).map(<[Entry]>::to_vec).collect();
+    assert!(frames.len() > 1, "it is longer than a frame");
+    for whole in 0..=frames.len() {
+        let (dir, opened) = open_bytes(&file(&[claimed(&old)]));
+        let (journal, _) = opened.unwrap();
+        for frame in &frames[..whole] {
+            journal.append(frame).unwrap();
+        }
+        // What came of it so far outlives a compaction, and then counts once it is complete.
+        journal.append(&[evicted(1)]).unwrap();
+        journal.retain_evicted(|_, _| false).unwrap();
+        if whole == 1 {
+            journal.append(&frames[1]).unwrap();
+        }
+        drop(journal);
+        let (_journal, state) = Journal::open(dir.path()).unwrap();
+        let want = if whole == 0 { &old } else { &new };
+        assert!(state.claims == [want.clone()], "{whole} of {} frames", frames.len());
+    }
+    let (dir, opened) = open_bytes(&file(&[claimed(&old), frames[0].clone()]));
+    assert_eq!(opened.unwrap().1.claims, [old], "a crash among its frames leaves the claim as it was");
+    drop(dir);
+}
+
+#[test]
+fn claims_are_bounded() {
+    let (_dir, opened) = open_bytes(&file(&[]));
+    let (journal, _) = opened.unwrap();
+    let most = claimed(&claim(2, 1, MAX_CLAIM_BLOCKS as u64));
+    for batch in batches_of(&most) {
+        journal.append(batch).unwrap();
+    }
+    assert!(matches!(journal.append(&claimed(&claim(3, 1, 1))), Err(StorageError::Full)));
+    journal.append(&[Entry::ClaimEnded(name(2))]).unwrap();
+    journal.append(&claimed(&claim(3, 1, 1))).unwrap();
+    let mut long = claim(3, 2, 1);
+    long.name.owner = "o".repeat(ClaimName::MAX_PART_BYTES + 1);
+    assert!(matches!(journal.append(&claimed(&long)), Err(StorageError::Refused { .. })));
+    assert!(matches!(journal.append(&most), Err(StorageError::Refused { .. })), "one frame at a time");
+}
+
+#[test]
 fn a_leftover_snapshot_is_ignored() {
     let (dir, opened) = open_bytes(&file(&batches()));
     drop(opened);
@@ -211,4 +327,25 @@ proptest! {
         let _parsed: Result<Parsed, _> = parse(&file);
         let _parsed = parse(&bytes);
     }
+}
+
+#[test]
+fn programs_are_known_until_they_end_and_abandoned_ones_until_nothing_of_them_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    journal.append(&[program("a", 2), program("b", 1), program("c", 1)]).unwrap();
+    journal.append(&[Entry::ProgramEnded(end("a", Some(5))), Entry::ProgramEnded(end("c", None))]).unwrap();
+    journal.append(&[Entry::ProgramEnded(end("a", Some(3)))]).unwrap();
+    drop(journal);
+    let (journal, state) = Journal::open(dir.path()).unwrap();
+    let live: Vec<&str> = state.programs.iter().map(|p| p.name.id.as_str()).collect();
+    assert_eq!(live, ["b"]);
+    assert_eq!(state.abandoned, [(program_name("a"), 5)]);
+    journal.retain_abandoned(|_, up_to| up_to > 5).unwrap();
+    drop(journal);
+    assert!(Journal::open(dir.path()).unwrap().1.abandoned.is_empty());
+    let long = ProgramName { id: "x".repeat(129), ..program_name("a") };
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let refused = journal.append(&[Entry::ProgramEnded(ProgramEnd { name: long, abandoned_up_to: None })]);
+    assert!(matches!(refused, Err(StorageError::Refused { .. })));
 }

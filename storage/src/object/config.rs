@@ -235,7 +235,7 @@ impl ObjectConfig {
     pub(super) fn root(&self) -> Result<Path, StorageError> {
         let prefix = Path::parse(&self.prefix)
             .map_err(|e| StorageError::Open { what: format!("prefix {:?}", self.prefix), reason: e.to_string() })?;
-        Ok(prefix.join("v1"))
+        Ok(prefix.join("v2"))
     }
 
     /// # Errors

@@ -7,7 +7,7 @@
 //! footer   = life 16 | ordinal u64 | count u32 | (offset u64 | header bytes u32 | meta)*
 //! trailer  = magic 8 "KVTPACK\0" | version u32 | footer bytes u64 | pack bytes u64 | CRC-64 u64 of the footer |
 //!            reserved u32 = 0 | CRC-64 u64 of what precedes it
-//! name     = <prefix>/v1/<first 2 digits>/<BLAKE3 of the footer, 64 digits>.pack
+//! name     = <prefix>/v2/<first 2 digits>/<BLAKE3 of the footer, 64 digits>.pack
 //! ```
 //! `meta` and the CRC (CRC-64/NVME) are those of [`crate::codec`]. `life` is drawn once per opening and `ordinal` counts
 //! its packs, so two attempts to store the same records never share a name: deleting one cannot take the other away.
@@ -33,8 +33,8 @@ const ENTRY_FIXED_BYTES: u64 = 8 + 4;
 pub(super) const PACK_FIXED_BYTES: u64 = FOOTER_FIXED_BYTES + TRAILER_BYTES;
 /// Longest header that [`record_header`] makes.
 const MAX_HEADER_BYTES: usize = 4 + 4 + MAX_META_BYTES + 8;
-/// The version this code writes and reads; the `v1` of the names.
-const VERSION: u32 = 1;
+/// The version this code writes and reads; the `v2` of the names, so that packs of another version are not even listed.
+const VERSION: u32 = 2;
 const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"KVTR");
 const TRAILER_MAGIC: [u8; 8] = *b"KVTPACK\0";
 
@@ -48,7 +48,7 @@ impl PackName {
         Self(*blake3::hash(footer).as_bytes())
     }
 
-    /// Where it lies below `root` (which ends in `v1`).
+    /// Where it lies below `root` (which ends in `v2`).
     pub(super) fn path(&self, root: &Path) -> Path {
         let digits = hex::encode(self.0);
         root.clone().join(&digits[..2]).join(format!("{digits}.pack"))
@@ -291,13 +291,13 @@ mod tests {
         assert_eq!(PackName::parse(&root, &name.path(&root)), Some(name));
         let digits = "ab".repeat(32);
         for foreign in [
-            format!("a/b/v1/{digits}.pack"),
-            format!("a/b/v1/cd/{digits}.pack"),
-            format!("a/b/v1/ab/{digits}"),
-            format!("a/b/v1/ab/{}.pack", digits.to_uppercase()),
-            format!("a/b/v1/ab/x/{digits}.pack"),
-            format!("a/v1/ab/{digits}.pack"),
-            "a/b/v1/probe".to_owned(),
+            format!("a/b/v2/{digits}.pack"),
+            format!("a/b/v2/cd/{digits}.pack"),
+            format!("a/b/v2/ab/{digits}"),
+            format!("a/b/v2/ab/{}.pack", digits.to_uppercase()),
+            format!("a/b/v2/ab/x/{digits}.pack"),
+            format!("a/v2/ab/{digits}.pack"),
+            "a/b/v2/probe".to_owned(),
         ] {
             assert_eq!(PackName::parse(&root, &Path::from(foreign.as_str())), None, "{foreign}");
         }
@@ -307,7 +307,7 @@ mod tests {
     fn another_version_is_told_from_garbage() {
         let (mut pack, _, name) = sample();
         let at = pack.len() - TRAILER_LEN;
-        pack[at + 8] = 2;
+        pack[at + 8] = 1;
         let crc_at = pack.len() - 8;
         let crc = crc64(&pack[at..crc_at]);
         pack[crc_at..].copy_from_slice(&crc.to_le_bytes());

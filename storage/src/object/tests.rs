@@ -316,7 +316,7 @@ async fn packs_that_cannot_be_read_and_foreign_objects_are_left_alone() {
     // A whole pack under another's name.
     let misnamed = pack::PackName([0xaa; 32]).path(&tier.shared.root);
     store.replace(&misnamed, packs[3].1.clone()).await;
-    for foreign in ["kvtier/v1/readme.txt", "kvtier/v1/aa/x.pack", "other/file"] {
+    for foreign in ["kvtier/v2/readme.txt", "kvtier/v2/aa/x.pack", "other/file"] {
         store.replace(&Path::from(foreign), "hello").await;
     }
     let before = store.objects().await;

@@ -1,7 +1,7 @@
 //! Where a pack of any writer lies, and how nodes tell each other of it.
 //!
 //! ```text
-//! path       <root>/<writer>/v1/<2 digits>/<64 digits>.pack
+//! path       <root>/<writer>/v2/<2 digits>/<64 digits>.pack
 //! announced  <writer>/<64 digits>-<bytes of the pack>
 //! ```
 //! *Invariants*: whatever a listing or a peer says, only these two forms become a [`PackAt`], and a `PackAt` has one path,
@@ -61,7 +61,7 @@ impl PackAt {
 
 /// The folder of a writer below the floor's `root`, as its tier names it.
 pub(super) fn folder(root: &Path, writer: &NodeId) -> Path {
-    root.clone().join(writer.as_str()).join("v1")
+    root.clone().join(writer.as_str()).join("v2")
 }
 
 /// The writers seen in one listing: each id is allocated once.
@@ -144,13 +144,13 @@ mod tests {
         let mut writers = Writers::default();
         for foreign in [
             good.replace("a/b/", "a/"),
-            good.replace("/v1/", "/v2/"),
+            good.replace("/v2/", "/v3/"),
             good.replace("node-a.rack_1/", "node a/"),
             good.replace("node-a.rack_1/", ""),
             good.replace("node-a.rack_1/", "x/node-a/"),
             good.replace(".pack", ".tmp"),
             "a/b".to_owned(),
-            "a/b/node-a.rack_1/v1/probe".to_owned(),
+            "a/b/node-a.rack_1/v2/probe".to_owned(),
         ] {
             assert_eq!(writers.pack_at(&root, &Path::from(foreign.as_str())), None, "{foreign}");
         }

@@ -337,7 +337,7 @@ async fn hostile_announcements_cost_nothing_and_say_nothing_about_good_packs() {
     let (stem, bytes) = good.rsplit_once('-').unwrap();
     let bytes: u64 = bytes.parse().unwrap();
     let calls = store.calls();
-    let refused = ["", "../a", "a/../../etc/passwd", "a/v1/00/x.pack", &good.to_uppercase(), &format!("{good}0000000")];
+    let refused = ["", "../a", "a/../../etc/passwd", "a/v2/00/x.pack", &good.to_uppercase(), &format!("{good}0000000")];
     let found = floor.announced(&refused.map(str::to_owned)).await;
     assert_eq!((found, store.calls()), (Announced { refused: 6, ..Announced::default() }, calls));
     let lies: Vec<String> = [1, 47, 48, bytes - 1, bytes + 1, 100_000, u64::from(u32::MAX)]

@@ -1,0 +1,141 @@
+//! What it says of itself, of rules and of programs.
+
+use kvtier_proto::v1::admin_server::Admin;
+use kvtier_proto::v1::programs_server::Programs;
+use kvtier_proto::v1::{self, Outcome};
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use super::{Answer, Asked, FakeDaemon};
+
+#[tonic::async_trait]
+impl Admin for FakeDaemon {
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Answer<v1::NodesReply> {
+        Err(Status::unimplemented("this daemon is alone"))
+    }
+
+    async fn drain(&self, _: Request<v1::DrainRequest>) -> Answer<BoxStream<v1::DrainEvent>> {
+        Err(Status::unimplemented("this daemon is alone"))
+    }
+
+    async fn status(&self, _request: Request<v1::StatusRequest>) -> Answer<v1::StatusReply> {
+        if self.hangs {
+            std::future::pending::<()>().await;
+        }
+        Ok(Response::new(status()))
+    }
+
+    async fn rules(&self, _: Request<v1::RulesRequest>) -> Answer<v1::RulesReply> {
+        Ok(Response::new(rules("")))
+    }
+
+    async fn reload_rules(&self, _: Request<v1::ReloadRulesRequest>) -> Answer<v1::RulesReply> {
+        Ok(Response::new(rules("line 3, column 8: no such type")))
+    }
+
+    async fn explain_rules(&self, request: Request<v1::ExplainRulesRequest>) -> Answer<v1::ExplainRulesReply> {
+        let key = request.into_inner().key;
+        if !self.blocks.lock().expect("a fake works").contains_key(key.as_ref()) {
+            return Ok(Response::new(v1::ExplainRulesReply { outcome: Outcome::Missing.into(), ..Default::default() }));
+        }
+        let decision = |field: &str, value: &str, rule: &str, line| v1::RuleDecision {
+            field: field.to_owned(),
+            value: value.to_owned(),
+            rule: rule.to_owned(),
+            line,
+        };
+        Ok(Response::new(v1::ExplainRulesReply {
+            outcome: Outcome::Applied.into(),
+            semantic: v1::SemanticType::SystemPrompt.into(),
+            model: "tiny-llama".to_owned(),
+            tenant: "shared".to_owned(),
+            decisions: vec![decision("priority", "90", "system prompts stay", 9), decision("ttl", "none", "", 0)],
+            ..Default::default()
+        }))
+    }
+}
+
+fn rules(error: &str) -> v1::RulesReply {
+    v1::RulesReply {
+        file: "/etc/kvtier/rules.toml".to_owned(),
+        text: "[[rule]]\nname = \"a\"\n".to_owned(),
+        error: error.to_owned(),
+        generation: 2,
+    }
+}
+
+#[tonic::async_trait]
+impl Programs for FakeDaemon {
+    async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalReply> {
+        self.note(Asked::Signal(request.into_inner()))?;
+        let node = v1::NodeOutcome {
+            node_id: "node-2".to_owned(),
+            outcome: Outcome::Deferred.into(),
+            reason: "away: it is told once it is back".to_owned(),
+            ..Default::default()
+        };
+        let outcome = Outcome::Applied.into();
+        Ok(Response::new(v1::SignalReply {
+            outcome,
+            blocks: 5,
+            bytes: 5 << 20,
+            nodes: vec![node],
+            ..Default::default()
+        }))
+    }
+
+    async fn list_programs(&self, _: Request<v1::ListProgramsRequest>) -> Answer<v1::ListProgramsReply> {
+        if let Some(code) = self.refuses {
+            return Err(Status::new(code, "the fake refuses"));
+        }
+        let program = |id: &str, blocks| v1::Program {
+            program_id: id.to_owned(),
+            state: "active".to_owned(),
+            blocks,
+            exclusive_blocks: 1,
+            ..Default::default()
+        };
+        let programs = vec![program("p-small", 2), program("p-large", 70)];
+        Ok(Response::new(v1::ListProgramsReply { programs, ..Default::default() }))
+    }
+}
+
+/// The status it gives.
+pub(crate) fn status() -> v1::StatusReply {
+    let count = |name: &str, value| v1::Count { name: name.to_owned(), value };
+    v1::StatusReply {
+        node_id: "node-1".to_owned(),
+        version: "0.1.0".to_owned(),
+        incarnation: 3,
+        uptime_ms: 3_725_000,
+        state: "serving".to_owned(),
+        tiers: vec![
+            v1::TierStatus {
+                tier: v1::Tier::Host.into(),
+                state: "ok".to_owned(),
+                detail: "hugepages".to_owned(),
+                capacity_bytes: 4 << 30,
+                used_bytes: 1 << 30,
+                blocks: 1_000,
+                pending_writes: 0,
+            },
+            v1::TierStatus { tier: v1::Tier::Object.into(), state: "absent".to_owned(), ..v1::TierStatus::default() },
+        ],
+        attachments: vec![v1::AttachmentStatus {
+            engine_id: "engine-a".to_owned(),
+            role: "worker".to_owned(),
+            rank: 0,
+            pid: 42,
+            model: "tiny-llama".to_owned(),
+            leases: 2,
+            reservations: 1,
+            age_ms: 61_000,
+        }],
+        ledger: vec![count("host", 600), count("disk", 150), count("novel", 250)],
+        looked_up_tokens: 1_000,
+        blocks_loaded: vec![count("host", 40), count("disk", 10)],
+        corrupt_blocks: 1,
+        notes: vec!["disk: recovered 12 records".to_owned()],
+        ..v1::StatusReply::default()
+    }
+}

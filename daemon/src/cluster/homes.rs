@@ -1,0 +1,115 @@
+//! Other homes for shards of this node: its object store, and peers that take copies into their care.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvtier_policy::{Core, LeaseId};
+use kvtier_proto::convert::shard_meta;
+use kvtier_proto::v1;
+use kvtier_types::{BlockKey, NodeNumber, RecordMeta, ShardKey, Tier};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::peers;
+use crate::claims::unix_ms;
+use crate::node::Node;
+
+/// Longest that one peer may take for one page.
+const PUSH_LIMIT: Duration = Duration::from_secs(20);
+/// Peers tried for one page.
+const MAX_PEERS: usize = 3;
+
+/// Blocks held in place; they are let go with it.
+struct Guard<'a>(&'a Arc<Node>, LeaseId);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        self.0.with_core(|core, _| core.release_export(self.1));
+    }
+}
+
+/// Writes shards behind; answers with those that did not get there.
+pub(crate) async fn to_object_store(node: &Arc<Node>, metas: Vec<RecordMeta>, deadline: Instant) -> Vec<RecordMeta> {
+    if node.stores.get(Tier::Object).is_none() {
+        return metas;
+    }
+    let keys: Vec<ShardKey> = metas.iter().map(|m| m.key).collect();
+    let mut blocks: Vec<BlockKey> = keys.iter().map(|k| k.block).collect();
+    blocks.dedup();
+    // Held in host memory: what is on disk only comes up, and nothing leaves meanwhile.
+    let Ok(lease) = node.with_core(|core, now| core.hold_blocks(now, &blocks, Some(Tier::Object))) else {
+        return metas;
+    };
+    let held = Guard(node, lease);
+    loop {
+        let moved = node.movement.notified();
+        tokio::pin!(moved);
+        moved.as_mut().enable();
+        node.with_core(|core, now| {
+            core.renew_hold(now, lease);
+            core.write_behind(&keys)
+        });
+        let busy = node.read_core(|core| {
+            let missing = keys.iter().any(|k| !core.in_object_store(k));
+            missing && (core.export_waiting(lease) > 0 || core.pending_offloads() > 0)
+        });
+        if !busy || timeout_at(deadline, moved).await.is_err() {
+            break;
+        }
+    }
+    drop(held);
+    let there = |meta: &RecordMeta| node.read_core(|core| core.in_object_store(&meta.key));
+    metas.into_iter().filter(|meta| !there(meta)).collect()
+}
+
+/// Asks the roomiest peers to take shards over; answers with those that none took.
+pub(crate) async fn to_peers(node: &Arc<Node>, mut metas: Vec<RecordMeta>, deadline: Instant) -> Vec<RecordMeta> {
+    let mut tried: Vec<NodeNumber> = Vec::new();
+    while !metas.is_empty() && tried.len() < MAX_PEERS && Instant::now() < deadline {
+        let roomiest = |core: &Core| core.members().roomiest(node.now(), &tried).map(|(number, _)| number);
+        let Some(peer) = node.read_core(roomiest) else { break };
+        tried.push(peer);
+        let taken = push(node, peer, &metas, deadline).await;
+        let mut taken = taken.into_iter();
+        metas.retain(|_| !taken.next().unwrap_or(false));
+    }
+    metas
+}
+
+/// Asks a peer to take copies, which it fetches and verifies. Answers for each shard whether the peer has it now.
+pub(crate) async fn push(node: &Arc<Node>, peer: NodeNumber, metas: &[RecordMeta], deadline: Instant) -> Vec<bool> {
+    let limit = PUSH_LIMIT.min(deadline.saturating_duration_since(Instant::now()));
+    match timeout(limit, ask(node, peer, metas, limit)).await {
+        Ok(Ok(outcomes)) => {
+            let applied = |outcome: &v1::PushOutcome| outcome.outcome() == v1::Outcome::Applied;
+            for refused in outcomes.iter().filter(|outcome| !applied(outcome)).take(1) {
+                tracing::info!(%peer, reason = refused.reason, "a peer did not take some of this node's blocks");
+            }
+            outcomes.iter().map(applied).collect()
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%peer, %error, "a peer did not take this node's blocks");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::warn!(%peer, "a peer did not take this node's blocks in time");
+            Vec::new()
+        }
+    }
+}
+
+async fn ask(
+    node: &Arc<Node>,
+    peer: NodeNumber,
+    metas: &[RecordMeta],
+    limit: Duration,
+) -> anyhow::Result<Vec<v1::PushOutcome>> {
+    let mut client = peers::client(node, peer, limit).await?;
+    let request = v1::PushRequest {
+        node_id: node.config.node_id.clone(),
+        node_incarnation: node.read_core(Core::incarnation),
+        shards: metas.iter().map(|meta| shard_meta(meta, unix_ms())).collect(),
+        // The answer takes a moment too.
+        deadline_ms: u32::try_from((limit * 9 / 10).as_millis()).unwrap_or(u32::MAX),
+    };
+    Ok(client.push(request).await?.into_inner().outcomes)
+}

@@ -1,0 +1,21 @@
+//! What the graph of a program says about its state: when it will be back, what to bring before that, where to run it next,
+//! in which order, and how many copies of what it shares are worth having.
+//!
+//! Pure functions and state machines: they are told the time and what things cost, and say what should be done. The daemon
+//! and the simulator do it.
+
+mod admission;
+mod durations;
+mod order;
+mod placement;
+mod proactive;
+mod replicas;
+mod sketch;
+
+pub use admission::{Admission, AdmissionConfig};
+pub use durations::{Durations, Return};
+pub use order::{Rank, attained_bucket, upward_ranks};
+pub use placement::{Candidate, Choice, Reason, STICK_SHARE, place, split};
+pub use proactive::{Fate, Proactive, ProactiveConfig, Spent};
+pub use replicas::replicas;
+pub use sketch::Sketch;

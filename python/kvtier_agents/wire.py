@@ -1,0 +1,85 @@
+"""The two messages of `Programs.Signal` in protobuf's wire format: neither protobuf nor generated code is needed.
+
+Field numbers are those of `proto/kvtier/v1/programs.proto`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvtier_agents.signals import Signal
+
+KINDS = ("", "TOOL_WAIT", "CONTINUATION", "FORK", "JOIN", "COMPACTION", "COMPLETION", "CANCELLATION")
+OUTCOMES = (
+    "UNSPECIFIED",
+    "APPLIED",
+    "ACCEPTED",
+    "CLIPPED",
+    "DEFERRED",
+    "DUPLICATE",
+    "REJECTED",
+    "MISSING",
+    "UNSUPPORTED",
+)
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def signal_request(signal: Signal) -> bytes:
+    """`SignalRequest`."""
+    parts = [_text(1, signal.program_id), _text(2, signal.parent_program_id)]
+    parts.append(_number(3, KINDS.index(signal.kind)))
+    parts += [_text(4, child) for child in signal.children]
+    parts.append(_number(5, signal.expected_resume_ms))
+    return b"".join(parts)
+
+
+def signal_reply(data: bytes) -> tuple[str, str]:
+    """Outcome and reason of a `SignalReply`."""
+    outcome, reason, at = 0, "", 0
+    while at < len(data):
+        tag, at = _read_varint(data, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _read_varint(data, at)
+            outcome = value if tag >> 3 == 1 else outcome
+        elif kind == _BYTES:
+            length, at = _read_varint(data, at)
+            if tag >> 3 == 2:
+                reason = data[at : at + length].decode(errors="replace")
+            at += length
+        elif kind in (_FIXED32, _FIXED64):
+            at += 4 if kind == _FIXED32 else 8
+        else:
+            raise ValueError(f"no such wire type: {kind}")
+    return OUTCOMES[outcome] if outcome < len(OUTCOMES) else "UNSPECIFIED", reason
+
+
+def _text(field: int, value: str) -> bytes:
+    data = value.encode()
+    return _varint(field << 3 | _BYTES) + _varint(len(data)) + data if data else b""
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3 | _VARINT) + _varint(value) if value else b""
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 64:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise ValueError("a number without an end")

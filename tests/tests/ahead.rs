@@ -1,0 +1,68 @@
+//! A program's state is back in host memory before the program is.
+
+use kvtier_proto::v1::{self, Tier};
+use kvtier_tests::daemon::{OLDEST_FIRST, count};
+use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
+
+const BLOCK: u64 = 64 << 10;
+const BLOCKS: u32 = 20;
+const TOKENS: u32 = BLOCKS * 16;
+
+fn signal(daemon: &Daemon, program: &str, kind: v1::SignalKind, expected_resume_ms: u64) {
+    let signal =
+        v1::SignalRequest { program_id: program.into(), kind: kind.into(), expected_resume_ms, ..Default::default() };
+    let reply = daemon.control().signal(signal).expect("an answer");
+    assert_eq!(reply.outcome(), v1::Outcome::Applied, "{reply:?}");
+}
+
+/// A program whose context lies on disk only, since others took its place in memory.
+fn displaced(daemon: &Daemon, engine: &mut Engine, program: &str) -> Prompt {
+    let prompt = Prompt::new(program, BLOCKS);
+    engine.speak_for(program, "", "");
+    engine.put_all(&prompt);
+    engine.speak_for("others", "", "");
+    for n in 0..12 {
+        engine.put_all(&Prompt::new(format!("{program}: pressure {n}"), 32));
+        daemon.wait_offloaded();
+    }
+    prompt
+}
+
+fn brought(daemon: &Daemon, fate: &str, bytes: u64) {
+    let name = format!("prefetch_{fate}_bytes");
+    daemon.wait_status(&name, |status| count(&status.policy, &name) == bytes);
+}
+
+#[test]
+fn what_a_program_needs_is_back_before_it_returns() {
+    let sections = format!("{OLDEST_FIRST}[programs]\nprefetch_share_percent = 10\n");
+    let daemon = daemon!(Setup { host_mib: 16, sections, ..Setup::default() });
+    let mut engine = Engine::attach(&daemon, &Shape::default());
+    let prompt = displaced(&daemon, &mut engine, "tool user");
+    assert!(
+        daemon.control().locate(&Shape::default().keys(0, &prompt)[..1]).expect("blocks")[0]
+            .replicas
+            .iter()
+            .all(|replica| replica.tier() == Tier::Disk)
+    );
+    // One in ten is back after a third of what was announced, as long as announcements are not known to be better.
+    signal(&daemon, "tool user", v1::SignalKind::ToolWait, 1_500);
+    brought(&daemon, "outstanding", u64::from(BLOCKS) * BLOCK);
+    let keys = Shape::default().keys(0, &prompt);
+    kvtier_tests::wait::until("the context in memory", || {
+        let blocks = daemon.control().locate(&keys).ok()?;
+        blocks.iter().all(|b| b.replicas.iter().any(|r| r.tier() == Tier::Host)).then_some(())
+    });
+    engine.speak_for("tool user", "", "");
+    let got = engine.get(&prompt);
+    assert_eq!((got.whole(), got.hit.host_tokens), (Some(TOKENS), TOKENS));
+    brought(&daemon, "useful", u64::from(BLOCKS) * BLOCK);
+
+    // A program that ends instead: what was brought for it was for nothing.
+    displaced(&daemon, &mut engine, "quitter");
+    signal(&daemon, "quitter", v1::SignalKind::ToolWait, 1_500);
+    brought(&daemon, "outstanding", u64::from(BLOCKS) * BLOCK);
+    signal(&daemon, "quitter", v1::SignalKind::Completion, 0);
+    brought(&daemon, "wasted", u64::from(BLOCKS) * BLOCK);
+    brought(&daemon, "outstanding", 0);
+}

@@ -1,0 +1,23 @@
+//! Real daemons and real connectors, as processes: one binary, so that they are linked once.
+#![forbid(unsafe_code)]
+
+mod ahead;
+mod claims;
+mod cluster;
+mod corruption;
+mod directory;
+mod disk;
+mod everywhere;
+mod evict;
+mod hang;
+mod hints;
+mod hostile;
+mod kill;
+mod life;
+mod movement;
+mod object;
+mod programs;
+mod rules;
+mod taints;
+mod tenancy;
+mod watch;
