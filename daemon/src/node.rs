@@ -13,7 +13,7 @@ use kvtier_storage::disk::DiskStore;
 use kvtier_storage::journal::Journal;
 use kvtier_storage::object::ObjectStoreTier;
 use kvtier_types::{FieldHasher, Instant, Layout, Location, TenantId, Tier};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -235,8 +235,7 @@ impl Node {
             actions.extend(std::iter::from_fn(|| core.poll_action()));
             unpublished = !core.publication_settled();
             happened = core.last_event() != before;
-            let nanos = u64::try_from(held.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            self.longest_hold_nanos.fetch_max(nanos, Ordering::Relaxed);
+            self.note_hold(held);
             result
         };
         crate::mover::execute_all(self, actions);
@@ -252,6 +251,14 @@ impl Node {
         result
     }
 
+    /// Calls the core in steps until one says that it was the last. Between two of them others have their turn; whoever
+    /// waits for this cannot give up in the midst of it.
+    pub fn with_core_in_steps(self: &Arc<Self>, mut more: impl FnMut(&mut Core, Instant) -> bool) {
+        while self.with_core(&mut more) {
+            std::thread::yield_now();
+        }
+    }
+
     /// As [`Self::with_core`], from a thread outside the runtime.
     pub fn with_core_on<R>(
         self: &Arc<Self>,
@@ -264,7 +271,33 @@ impl Node {
 
     /// Reads the core; actions wait for the next call.
     pub fn read_core<R>(&self, read: impl FnOnce(&Core) -> R) -> R {
-        read(&self.core.lock())
+        let core = self.core.lock();
+        let held = StdInstant::now();
+        let result = read(&core);
+        self.note_hold(held);
+        result
+    }
+
+    /// Reads the core in steps until one says that it was the last. Between two of them others have their turn.
+    ///
+    /// # Errors
+    /// The first of a step.
+    pub fn read_core_in_steps<E>(&self, mut more: impl FnMut(&Core) -> Result<bool, E>) -> Result<(), E> {
+        let mut core = self.core.lock();
+        loop {
+            let held = StdInstant::now();
+            let more = more(&core)?;
+            self.note_hold(held);
+            if !more {
+                return Ok(());
+            }
+            MutexGuard::bump(&mut core);
+        }
+    }
+
+    fn note_hold(&self, since: StdInstant) {
+        let nanos = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.longest_hold_nanos.fetch_max(nanos, Ordering::Relaxed);
     }
 
     /// Waits until `done` says so, asking again whenever a movement ends, or until the deadline.

@@ -190,11 +190,12 @@ fn start_expiry(node: &Arc<Node>) {
             tokio::select! {
                 () = of_task.stopping.cancelled() => return,
                 _ = ticks.tick() => {
+                    // Held until all that ended is durable: whoever gets a turn after this finds it so.
                     let turn = of_task.claims_turn.lock().await;
                     let reaped = of_task.with_core(kvtier_policy::Core::expire);
                     claims::journal_expired(&of_task).await;
-                    drop(turn);
                     marks::journal_changes(&of_task).await;
+                    drop(turn);
                     if let Some(cluster) = &of_task.cluster {
                         of_task.read_core(|core| cluster.exposures.sweep(core));
                     }

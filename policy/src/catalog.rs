@@ -198,6 +198,13 @@ impl Catalog {
         self.index.find(hash(key, layout, shard), same).map(|&at| BlockId(at))
     }
 
+    /// As [`Self::find`], of what was found before as `id`.
+    pub(crate) fn find_again(&self, id: Option<BlockId>, key: &BlockKey, layout: u16, shard: u16) -> Option<BlockId> {
+        let entry = id.and_then(|id| self.try_get(id));
+        let same = entry.is_some_and(|e| e.key == *key && e.layout == layout && e.shard == shard);
+        if same { id } else { self.find(key, layout, shard) }
+    }
+
     /// Every entry of a block, whatever its layout or shard.
     pub(crate) fn find_all(&self, key: &BlockKey) -> Vec<BlockId> {
         let layouts = (0..).zip(&self.shards);
@@ -315,19 +322,23 @@ impl Catalog {
     /// A use of an entry begins or ends: its leases, its last use and its segment change, and nothing that is counted
     /// elsewhere. Returns whether it remains.
     pub(crate) fn touch(&mut self, id: BlockId, change: impl FnOnce(&mut Entry)) -> bool {
-        self.unrank(id);
+        if self.get(id).flags.has(Flags::RANKED) {
+            self.unrank(id);
+        }
         let entry = self.slab[id.0 as usize].as_mut().expect("block ids are held only while their entry is present");
         let before = entry.touched;
         change(entry);
-        if entry.touched != before {
-            for tier in [Tier::Host, Tier::Disk, Tier::Object] {
-                if self.get(id).resident(tier) {
-                    self.ranked_as(id, tier, Known::Used);
-                }
-            }
+        let (used, in_use) = (entry.touched != before, entry.in_use());
+        let tiers = [Tier::Host, Tier::Disk, Tier::Object].map(|tier| (tier, entry.resident(tier)));
+        let only_in_host = !tiers[1].1 && !tiers[2].1;
+        for (tier, _) in tiers.into_iter().filter(|(_, resident)| used && *resident) {
+            self.ranked_as(id, tier, Known::Used);
         }
-        self.rank(id);
-        self.drop_if_empty(id)
+        // What is in use may not go from host memory.
+        if !(only_in_host && in_use) {
+            self.rank(id);
+        }
+        in_use || self.drop_if_empty(id)
     }
 
     /// What came without a call (from a former life, from elsewhere) is as what it goes on from.

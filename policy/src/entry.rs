@@ -76,6 +76,9 @@ impl Flags {
         }
     }
 
+    /// Offered to any tier's ranking.
+    pub(crate) const RANKED: u32 = Self::RANKED_HOST | Self::RANKED_DISK | Self::RANKED_OBJECT;
+
     pub(crate) const fn ranked(tier: Tier) -> u32 {
         match tier {
             Tier::Device | Tier::Host => Self::RANKED_HOST,

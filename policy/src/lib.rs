@@ -41,13 +41,13 @@ pub use attachment::{AttachSpec, AttachmentId, AttachmentInfo, Role};
 pub use catalog::{BlockId, Scope, Source};
 pub use claims::{ClaimsConfig, MAX_CLAIMS_PER_BLOCK, MAX_HINTED, MAX_REMEMBERED, TierBudget};
 pub use core::{
-    Action, AnswerFrame, BlockView, ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, Core, CoreConfig, CoreError,
-    Counts, EvictPlan, Explained, ExportError, ExportRequest, Exported, FetchConfig, FetchEnd, Freed, GuardEvent,
-    HolderRecord, KnownSpace, ListFilter, LoadReport, LoadResult, Located, LookupAnswer, LookupRange, LookupRequest,
-    MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE, MAX_EXPORT_TTL, MAX_PROGRAMS_PAGE, Mark, MarkChange, MarkPlan, MoveEnd,
-    MoveId, MovePlan, MoveStep, Moved, ProgramCounts, ProgramEvent, ProgramView, Publish, RangeAnswer, Reclaimed,
-    ReleaseReport, ReplicaView, Reservation, ReserveRequest, SealOutcome, SealRequest, Signal, SignalAnswer,
-    SignalKind, Survey, TaintPattern, TierUse, WriteBehind, prompt_keys,
+    Action, AnswerFrame, BlockView, ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, Claiming, Core, CoreConfig,
+    CoreError, Counts, EvictPlan, Explained, ExportError, ExportRequest, Exported, FetchConfig, FetchEnd, Freed,
+    GuardEvent, HolderRecord, KnownSpace, ListFilter, LoadReport, LoadResult, Located, Look, LookupAnswer, LookupRange,
+    LookupRequest, MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE, MAX_EXPORT_TTL, MAX_PROGRAMS_PAGE, Mark, MarkChange,
+    MarkPlan, MoveEnd, MoveId, MovePlan, MoveStep, Moved, ProgramCounts, ProgramEvent, ProgramView, Publish,
+    RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation, ReserveRequest, SealOutcome, SealRequest, Signal,
+    SignalAnswer, SignalKind, Survey, TaintPattern, TierUse, Unclaiming, WriteBehind, prompt_keys,
 };
 pub use events::{Event, EventKind, MAX_EVENTS, MAX_EVENTS_PAGE};
 pub use evict::{EvictionConfig, Standing};

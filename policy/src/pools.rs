@@ -5,7 +5,7 @@
 //! take half of a pool's room: beyond, it goes before the rest.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 use kvtier_types::Tier;
@@ -101,12 +101,15 @@ pub(crate) struct Pools {
     capacities: [u64; 4],
     /// Whom the host's rankings follow, where they can.
     leader: Contender,
-    pools: BTreeMap<(Tier, u64), Pool>,
+    /// In order of tier and class.
+    pools: Vec<((Tier, u64), Pool)>,
+    /// Of each tier, the pool that was asked for last: most often the next as well.
+    last: [usize; 4],
 }
 
 impl Pools {
     pub(crate) fn new(make: MakeRanking, class_of: ClassOf, (capacities, leader): ([u64; 4], Contender)) -> Self {
-        Self { make, class_of, capacities, leader, pools: BTreeMap::new() }
+        Self { make, class_of, capacities, leader, pools: Vec::new(), last: [0; 4] }
     }
 
     /// The room that a frame of so many bytes takes.
@@ -120,19 +123,33 @@ impl Pools {
 
     pub(crate) fn pool(&mut self, tier: Tier, bytes: u32) -> &mut Pool {
         let slot = self.slot(tier, bytes);
+        let last = self.last[tier.index()];
+        if self.pools.get(last).is_none_or(|(known, _)| *known != slot) {
+            self.last[tier.index()] = self.place(slot, bytes);
+        }
+        &mut self.pools[self.last[tier.index()]].1
+    }
+
+    /// Where the pool is: one that was not there is made.
+    fn place(&mut self, slot: (Tier, u64), bytes: u32) -> usize {
+        let at = match self.pools.binary_search_by_key(&slot, |(known, _)| *known) {
+            Ok(at) => return at,
+            Err(at) => at,
+        };
+        let tier = slot.0;
         let blocks = self.capacities[tier.index()] / u64::from(bytes.max(1));
         let blocks = usize::try_from(blocks).unwrap_or(usize::MAX).max(1);
-        self.pools.entry(slot).or_insert_with(|| {
-            let mut ranking = (self.make)(tier, blocks);
-            if tier == Tier::Host {
-                ranking.follow(self.leader);
-            }
-            Pool::new(ranking, blocks)
-        })
+        let mut ranking = (self.make)(tier, blocks);
+        if tier == Tier::Host {
+            ranking.follow(self.leader);
+        }
+        self.pools.insert(at, (slot, Pool::new(ranking, blocks)));
+        at
     }
 
     pub(crate) fn get(&self, tier: Tier, bytes: u32) -> Option<&Pool> {
-        self.pools.get(&self.slot(tier, bytes))
+        let at = self.pools.binary_search_by_key(&self.slot(tier, bytes), |(known, _)| *known).ok()?;
+        Some(&self.pools[at].1)
     }
 
     /// The pools of one tier, all classes.
@@ -159,7 +176,7 @@ impl Pools {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.pools.values().map(Pool::len).sum()
+        self.pools.iter().map(|(_, pool)| pool.len()).sum()
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kvtier_policy::directory::{DirectoryKey, Replica};
 use kvtier_policy::{
-    AnswerFrame, AttachmentId, FrameRef, LeaseId, LoadReport, LoadResult, LookupAnswer, LookupRange, LookupRequest,
-    ReleaseReport, Reservation, ReserveRequest, SealRequest,
+    AnswerFrame, AttachmentId, FrameRef, LeaseId, LoadReport, LoadResult, Look, LookupAnswer, LookupRange,
+    LookupRequest, ReleaseReport, Reservation, ReserveRequest, SealRequest,
 };
 use kvtier_types::{BlockKey, Instant, RequestHints, ShardKey, TenantId};
 
@@ -153,7 +153,7 @@ impl World {
         let asked = lookup_of(id, &request);
         self.live(n).requests.insert(id, request);
         self.schedule(n, LOOKUP_DEADLINE, Duty::Deadline { request: id });
-        match self.live(n).core.unknown(&asked) {
+        match self.live(n).core.look_whole(&asked).map(|look| look.unknown().to_vec()) {
             Err(_) => {
                 self.stats.count("engines", "told to attach again");
                 self.live(n).requests.remove(&id);
@@ -175,7 +175,7 @@ impl World {
         let floor: Vec<bool> = unknown.iter().map(|k| !away && self.store.of_others(n, k).is_some()).collect();
         let live = self.live(n);
         let located = live.core.located(now, unknown, replicas, &floor);
-        match live.core.lookup_located(now, asked, &located) {
+        match live.core.lookup_located(now, asked, (&Look::default(), &located)) {
             Ok(lease) => {
                 if let Some(request) = live.requests.get_mut(&id) {
                     request.lease = Some(lease);

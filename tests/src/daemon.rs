@@ -217,6 +217,13 @@ impl Daemon {
         self.data_dir().join("disk")
     }
 
+    /// Waits until every verb that it holds for nodes that were away has been taken by them.
+    pub fn wait_all_told(&self) {
+        let outbox = self.data_dir().join("outbox");
+        let waiting = || Some(std::fs::read_dir(&outbox).ok()?.flatten().filter(is_verb).count());
+        until("the outbox to be empty", || (waiting()? == 0).then_some(()));
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("kvtierd.log")
     }
@@ -400,3 +407,7 @@ impl Drop for Daemon {
 pub const OLDEST_FIRST: &str = "[eviction]\npolicy = \"lru\"\n";
 /// How long a connector's call may take beyond its own deadline, on a machine busy with others.
 pub const SLACK: Duration = Duration::from_secs(3);
+
+fn is_verb(file: &std::fs::DirEntry) -> bool {
+    file.path().extension().is_some_and(|extension| extension == "verb")
+}

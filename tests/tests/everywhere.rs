@@ -65,6 +65,7 @@ fn a_node_that_is_away_is_told_once_it_is_back_even_if_the_teller_was_killed() {
     assert_eq!(reply.nodes[0].outcome(), Outcome::Deferred, "{reply:?}");
     b.restart();
     b.wait_blocks(Tier::Disk, 6);
+    a.wait_all_told();
     b.kill();
     b.restart();
     assert_eq!(b.tier(Tier::Disk).blocks, 6, "what it was told of is durable there too");

@@ -229,6 +229,7 @@ fn an_abandoned_branch_is_freed_on_a_node_that_was_away() {
     assert_eq!((left.blocks, left.nodes[0].outcome()), (u64::from(LEFT), Outcome::Deferred), "{left:?}");
     b.restart();
     b.wait_blocks(Tier::Disk, u64::from(STEM));
+    a.wait_all_told();
     let [stem, left, right] = branches.keys(&shape);
     let own = |daemon: &Daemon, key: &BlockKey| {
         let info = daemon.control().locate(std::slice::from_ref(key)).unwrap().remove(0);

@@ -106,6 +106,8 @@ fn a_rules_file_is_read_again_and_a_bad_one_changes_nothing() {
     assert_eq!(daemon.control().rules().unwrap().error, "");
     daemon.wait_blocks(Tier::Disk, 0);
     until("the documents to end", || (copies(&daemon, v1::SemanticType::Document, Tier::Host) == 0).then_some(()));
+    // Its turn comes when the end of the documents is durable.
+    daemon.control().release_claims("nobody").expect("an answer");
     write("");
     daemon.kill();
     daemon.restart();

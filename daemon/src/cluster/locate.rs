@@ -4,35 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_policy::directory::{DirectoryKey, Replica};
-use kvtier_policy::{Core, CoreError, Located, LookupRequest};
+use kvtier_policy::{Core, Located, Look};
 use kvtier_types::ShardKey;
 use tokio::time::timeout;
 
 use super::Cluster;
 use crate::node::Node;
 
-/// Where the shards that a lookup misses here can be had. The directory gets at most half of the lookup's time; without
-/// an answer only other nodes' packs are known.
-///
-/// # Errors
-/// [`CoreError`] as the lookup itself.
-pub async fn locate_missing(
-    node: &Arc<Node>,
-    request: &LookupRequest,
-    deadline: Duration,
-) -> Result<Located, CoreError> {
-    let Some(cluster) = &node.cluster else { return Ok(Located::default()) };
-    let unknown = node.read_core(|core| core.unknown(request))?;
+/// Where the shards that a look missed here can be had. The directory gets at most half of the lookup's time; without an
+/// answer only other nodes' packs are known.
+pub async fn locate_missing(node: &Arc<Node>, look: &Look, deadline: Duration) -> Located {
+    let (Some(cluster), unknown) = (&node.cluster, look.unknown()) else { return Located::default() };
     if unknown.is_empty() {
-        return Ok(Located::default());
+        return Located::default();
     }
-    let replicas = replicas(node, cluster, &unknown, deadline / 2).await;
+    let replicas = replicas(node, cluster, unknown, deadline / 2).await;
     let floor: Vec<bool> = match &cluster.floor {
-        Some(floor) => floor.find(&unknown).iter().map(Option::is_some).collect(),
+        Some(floor) => floor.find(unknown).iter().map(Option::is_some).collect(),
         None => Vec::new(),
     };
     let now = node.now();
-    Ok(node.read_core(|core| core.located(now, &unknown, &replicas, &floor)))
+    node.read_core(|core| core.located(now, unknown, &replicas, &floor))
 }
 
 /// What the directory says of shards; nothing when it does not answer in time, or nobody else is there to have them.

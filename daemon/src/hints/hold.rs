@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::{ClaimRequest, Survey};
+use kvtier_policy::{ClaimRequest, Claiming, Survey};
 use kvtier_storage::journal::batches;
 use kvtier_types::{BlockKey, ClaimKind, ClaimName, FieldHasher, Outcome, RequestHints, TenantId, Tier};
 
@@ -128,11 +128,13 @@ async fn pin(node: &Arc<Node>, name: ClaimName, (mut keys, ttl): (Vec<BlockKey>,
     while node.read_core(|core| core.survey(&mut survey)) {
         tokio::task::yield_now().await;
     }
-    let answer = node.with_core(|core, now| core.claim(now, &request, survey, false));
-    if !matches!(answer.outcome, Outcome::Applied | Outcome::Accepted | Outcome::Duplicate) {
+    let mut claiming = Claiming::new(request, survey, false);
+    node.with_core_in_steps(|core, now| core.claim_some(now, &mut claiming));
+    let claim = claiming.live(node.now());
+    if !matches!(claiming.answer().outcome, Outcome::Applied | Outcome::Accepted | Outcome::Duplicate) {
         node.hints.counts.not_held(1);
     }
-    let Some(claim) = answer.live else { return };
+    let Some(claim) = claim else { return };
     settle(node).await;
     let (journal, entries) = (Arc::clone(&node.journal), entries(claim));
     let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use kvtier_memory::PAGE_BYTES;
 use kvtier_policy::{
-    AnswerFrame, AttachSpec, AttachmentId, CoreError, FrameRef, LoadReport, LoadResult, LookupAnswer, LookupRange,
-    LookupRequest, ReleaseReport, Reservation, ReserveRequest, Role, SealOutcome, SealRequest,
+    AnswerFrame, AttachSpec, AttachmentId, CoreError, FrameRef, LoadReport, LoadResult, Look, LookupAnswer,
+    LookupRange, LookupRequest, ReleaseReport, Reservation, ReserveRequest, Role, SealOutcome, SealRequest,
 };
 use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
 use kvtier_types::{Namespace, Origin, TenantId};
@@ -142,8 +142,10 @@ impl v1::engine_server::Engine for EngineService {
         };
         let (holds, tenant) = (hinting::lookup_holds(&self.0, heard.as_ref(), &lookup), lookup.tenant.clone());
         let until = Instant::now() + deadline;
-        let located = cluster::locate_missing(&self.0, &lookup, deadline).await.map_err(|e| core_status(&e))?;
-        let leased = self.0.with_core(|core, now| core.lookup_located(now, lookup, &located));
+        let mut look = Look::default();
+        self.0.read_core_in_steps(|core| core.look(&lookup, &mut look)).map_err(|e| core_status(&e))?;
+        let located = cluster::locate_missing(&self.0, &look, deadline).await;
+        let leased = self.0.with_core(|core, now| core.lookup_located(now, lookup, (&look, &located)));
         let lease = leased.map_err(|e| core_status(&e))?;
         hinting::hold(&self.0, &tenant, heard.as_ref(), holds);
         let arrived = self.0.wait_until(until, |core| core.waiting(lease).map(|waiting| waiting == 0)).await;

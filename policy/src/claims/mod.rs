@@ -12,6 +12,7 @@
 //! [`MAX_CLAIMS_PER_BLOCK`] on one block, [`MAX_HINTED`] blocks held by hints, [`MAX_REMEMBERED`] ended claims.
 
 mod hinted;
+mod making;
 mod usage;
 
 #[cfg(test)]
@@ -27,6 +28,7 @@ use rustc_hash::FxHashMap;
 use crate::entry::Kept;
 pub(crate) use hinted::Hinted;
 pub use hinted::MAX_HINTED;
+pub(crate) use making::{Cutting, Fitting, Taking};
 use usage::Usage;
 
 /// Claims on one block at once.
@@ -119,6 +121,7 @@ pub(crate) struct Fit {
 /// A live claim.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
+    pub(crate) name: ClaimName,
     pub(crate) revision: u64,
     pub(crate) kind: ClaimKind,
     pub(crate) expires: Instant,
@@ -144,6 +147,12 @@ pub(crate) struct Claims {
     slab: Vec<Option<Claim>>,
     free: Vec<u32>,
     names: BTreeMap<ClaimName, u32>,
+    /// Ended claims that did not let all of their blocks go yet.
+    leaving: VecDeque<u32>,
+    /// Whether one is being made. What comes of held blocks meanwhile waits to be charged: it was not counted when room for
+    /// the claim was found.
+    pub(crate) making: bool,
+    pub(crate) arrived: VecDeque<BlockKey>,
     blocks: FxHashMap<BlockKey, Holding>,
     block_count: usize,
     usage: Usage,
@@ -165,6 +174,9 @@ impl Claims {
             slab: Vec::new(),
             free: Vec::new(),
             names: BTreeMap::new(),
+            leaving: VecDeque::new(),
+            making: false,
+            arrived: VecDeque::new(),
             blocks: FxHashMap::default(),
             block_count: 0,
             usage: Usage::default(),
@@ -207,41 +219,6 @@ impl Claims {
             None if self.remembered.get(name).is_some_and(|ended| revision < *ended) => Standing::Late,
             None => Standing::Fresh,
         }
-    }
-
-    /// How much of a claim fits beside those that live, the one it replaces aside.
-    pub(crate) fn fit(&self, wanted: &Wanted) -> Fit {
-        let former = self.names.get(&wanted.name).copied();
-        let kept = self.keeps(wanted.kind);
-        let owner = self.usage.owner_of(&wanted.name);
-        let mut node = self.usage.node;
-        let mut own = owner.map_or([0; Tier::ALL.len()], |o| self.usage.of_owner(o));
-        let mut room = self.config.max_blocks.saturating_sub(self.block_count);
-        if let Some(number) = former {
-            room += self.claim(number).blocks.len();
-            for block in &self.claim(number).blocks {
-                self.uncharge_for(block, number, (&mut node, &mut own));
-            }
-        }
-        let mut units = 0;
-        let mut taken: FxHashMap<BlockKey, ()> = FxHashMap::default();
-        for (at, end) in wanted.ends.iter().enumerate() {
-            let start = at.checked_sub(1).map_or(0, |before| wanted.ends[before]);
-            let mut after = (node, own);
-            for block in &wanted.blocks[start..*end] {
-                if taken.insert(block.key, ()).is_some() {
-                    continue;
-                }
-                let Some(left) = room.checked_sub(1) else { return Fit { units, short: Some(Short::Blocks) } };
-                room = left;
-                if let Some(short) = self.charge(block, (former, owner, kept), (&mut after.0, &mut after.1)) {
-                    return Fit { units, short: Some(short) };
-                }
-            }
-            (node, own) = after;
-            units += 1;
-        }
-        Fit { units, short: None }
     }
 
     /// Adds what a block would cost beside claims other than `former`. Answers with what is short, if anything is.
@@ -294,27 +271,6 @@ impl Claims {
         }
     }
 
-    /// Makes the first units of a claim live, in place of the one of that name. `fit` is of the same step.
-    pub(crate) fn put(&mut self, wanted: Wanted, fit: Fit) {
-        self.end(&wanted.name);
-        let blocks = fit.units.checked_sub(1).map_or(0, |last| wanted.ends[last]);
-        let mut blocks: Vec<ClaimBlock> = wanted.blocks.into_iter().take(blocks).collect();
-        let owner = self.usage.acquire(&wanted.name);
-        let claim =
-            Claim { revision: wanted.revision, kind: wanted.kind, expires: wanted.expires, blocks: Vec::new(), owner };
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.slab.push(None);
-            u32::try_from(self.slab.len() - 1).expect("claims are bounded")
-        });
-        self.deadlines.insert((claim.expires, number));
-        self.names.insert(wanted.name, number);
-        self.slab[number as usize] = Some(claim);
-        blocks.retain(|block| self.hold(block, number));
-        if let Some(claim) = &mut self.slab[number as usize] {
-            claim.blocks = blocks;
-        }
-    }
-
     /// Lets a live claim hold one more block. Answers whether it did not already.
     fn hold(&mut self, block: &ClaimBlock, number: u32) -> bool {
         let (owner, kept) = (self.claim(number).owner, self.keeps(self.claim(number).kind));
@@ -356,24 +312,10 @@ impl Claims {
         self.unsettled.push_back(block.key);
     }
 
-    /// Ends a claim. Answers with it.
-    pub(crate) fn end(&mut self, name: &ClaimName) -> Option<Claim> {
-        let number = self.names.remove(name)?;
-        let blocks = std::mem::take(&mut self.slab[number as usize].as_mut()?.blocks);
-        for block in &blocks {
-            self.let_go(block, number);
-        }
-        let claim = self.slab[number as usize].take()?;
-        self.deadlines.remove(&(claim.expires, number));
-        self.free.push(number);
-        self.usage.release(claim.owner, name);
-        Some(Claim { blocks, ..claim })
-    }
-
     /// Ends a claim and remembers its revision, so that what was said before does not come true later.
-    pub(crate) fn end_for_good(&mut self, name: &ClaimName, revision: u64) -> Option<Claim> {
-        let claim = self.end(name)?;
-        if self.remembered.insert(name.clone(), revision.max(claim.revision)).is_none() {
+    pub(crate) fn end_for_good(&mut self, name: &ClaimName, revision: u64) {
+        let Some(latest) = self.end(name) else { return };
+        if self.remembered.insert(name.clone(), revision.max(latest)).is_none() {
             self.forget.push_back(name.clone());
         }
         while self.forget.len() > MAX_REMEMBERED {
@@ -381,24 +323,6 @@ impl Claims {
                 self.remembered.remove(&oldest);
             }
         }
-        Some(claim)
-    }
-
-    /// Takes blocks out of a claim. Answers for each whether it was in, and the claim's new revision counts.
-    pub(crate) fn drop_blocks(&mut self, name: &ClaimName, revision: u64, keys: &[BlockKey]) -> Vec<bool> {
-        let Some(&number) = self.names.get(name) else { return vec![false; keys.len()] };
-        let mut going: FxHashMap<BlockKey, bool> = keys.iter().map(|key| (*key, false)).collect();
-        let blocks = self.slab[number as usize].as_mut().map(|c| std::mem::take(&mut c.blocks)).unwrap_or_default();
-        let (gone, left): (Vec<_>, Vec<_>) = blocks.into_iter().partition(|b| going.contains_key(&b.key));
-        for block in &gone {
-            self.let_go(block, number);
-            going.insert(block.key, true);
-        }
-        if let Some(claim) = &mut self.slab[number as usize] {
-            claim.blocks = left;
-            claim.revision = claim.revision.max(revision);
-        }
-        keys.iter().map(|key| going.get(key).copied().unwrap_or(false)).collect()
     }
 
     /// More of a block is here than was charged for: charges it, if that fits every budget.
@@ -459,18 +383,15 @@ impl Claims {
     /// Names of the claims on a block.
     pub(crate) fn of_block(&self, key: &BlockKey) -> Vec<String> {
         let Some(holding) = self.blocks.get(key) else { return Vec::new() };
-        let names = self.names.iter().filter(|(_, n)| holding.claims.contains(n));
-        names.map(|(name, _)| name.id.clone()).collect()
+        let mut names: Vec<String> = holding.claims.iter().map(|n| self.claim(*n).name.id.clone()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Ends claims whose time is over.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<ClaimName> {
-        let over: BTreeSet<u32> = self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, n)| *n).collect();
-        if over.is_empty() {
-            return Vec::new();
-        }
-        let names: Vec<ClaimName> =
-            self.names.iter().filter(|(_, n)| over.contains(n)).map(|(name, _)| name.clone()).collect();
+        let over = self.deadlines.iter().take_while(|(at, _)| *at <= now);
+        let names: Vec<ClaimName> = over.map(|(_, number)| self.claim(*number).name.clone()).collect();
         for name in &names {
             self.end(name);
         }

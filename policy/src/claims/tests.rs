@@ -31,10 +31,32 @@ fn wanted(name: ClaimName, revision: u64, kind: ClaimKind, keys: &[u8]) -> Wante
 
 const HOST: ClaimKind = ClaimKind::Pin(Tier::Host);
 
+/// Steps are of two blocks, so that much happens between them.
+const STEP: usize = 2;
+
+fn how_much(claims: &Claims, wanted: &Wanted) -> Fit {
+    let mut fitting = claims.fitting(wanted);
+    while claims.fit_some(wanted, &mut fitting, STEP) {}
+    fitting.fit()
+}
+
 fn put(claims: &mut Claims, wanted: Wanted) -> Fit {
-    let fit = claims.fit(&wanted);
-    claims.put(wanted, fit);
+    let fit = how_much(claims, &wanted);
+    end(claims, &wanted.name);
+    let mut taking = claims.take(&wanted, fit);
+    while claims.take_some(&wanted, &mut taking, STEP) {}
     fit
+}
+
+fn end(claims: &mut Claims, name: &ClaimName) {
+    claims.end(name);
+    while claims.let_go_some(STEP) {}
+}
+
+fn cut(claims: &mut Claims, (name, revision): (&ClaimName, u64), keys: &[BlockKey]) -> Vec<bool> {
+    let mut cutting = Cutting::new(keys);
+    while claims.cut_some((name, revision), &mut cutting, STEP) {}
+    keys.iter().map(|key| cutting.had(key)).collect()
 }
 
 fn blocks(claims: &Claims, tier: Tier) -> u64 {
@@ -49,11 +71,11 @@ fn over_budget_is_clipped_in_order_and_the_disk_is_charged_too() {
     assert_eq!((blocks(&c, Tier::Host), blocks(&c, Tier::Disk)), (3, 3));
     let fit = put(&mut c, wanted(name(2, 1), 1, HOST, &[5, 6, 7]));
     assert_eq!(fit, Fit { units: 2, short: Some(Short::Node) });
-    let none = c.fit(&wanted(name(3, 1), 1, HOST, &[8]));
+    let none = how_much(&c, &wanted(name(3, 1), 1, HOST, &[8]));
     assert_eq!(none, Fit { units: 0, short: Some(Short::Node) });
-    let on_disk = c.fit(&wanted(name(3, 1), 1, ClaimKind::Pin(Tier::Disk), &[8]));
+    let on_disk = how_much(&c, &wanted(name(3, 1), 1, ClaimKind::Pin(Tier::Disk), &[8]));
     assert_eq!(on_disk.units, 0, "host claims took the disk's budget as well");
-    let soft = c.fit(&wanted(name(3, 1), 1, ClaimKind::Retain(9), &[8, 9]));
+    let soft = how_much(&c, &wanted(name(3, 1), 1, ClaimKind::Retain(9), &[8, 9]));
     assert_eq!(soft, Fit { units: 2, short: None }, "soft claims take no bytes");
 }
 
@@ -65,11 +87,11 @@ fn a_block_counts_once_for_the_node_and_once_for_each_owner() {
     put(&mut c, wanted(name(2, 1), 1, HOST, &[2, 3]));
     assert_eq!(blocks(&c, Tier::Host), 3);
     assert_eq!(c.owner_bytes(&name(1, 9))[Tier::Host.index()], 2 * BLOCK);
-    c.end(&name(1, 1));
+    end(&mut c, &name(1, 1));
     assert_eq!(blocks(&c, Tier::Host), 3, "another claim holds them");
-    c.end(&name(1, 2));
+    end(&mut c, &name(1, 2));
     assert_eq!(blocks(&c, Tier::Host), 2);
-    c.end(&name(2, 1));
+    end(&mut c, &name(2, 1));
     assert_eq!((blocks(&c, Tier::Host), c.holds(&key(2))), (0, false));
 }
 
@@ -93,6 +115,7 @@ fn a_later_revision_replaces_and_has_what_it_frees() {
     assert_eq!(fit, Fit { units: 3, short: None });
     assert!(c.holds(&key(4)) && !c.holds(&key(1)));
     c.end_for_good(&name(1, 1), 8);
+    while c.let_go_some(STEP) {}
     assert_eq!(c.standing(&name(1, 1), 7), Standing::Late, "it was ended by a later call");
     assert_eq!(c.standing(&name(1, 1), 8), Standing::Fresh);
 }
@@ -107,6 +130,7 @@ fn claims_end_on_time() {
     assert_eq!(c.next_deadline(), Some(Instant::from_nanos(1000)));
     assert_eq!(c.expire(Instant::from_nanos(999)), []);
     assert_eq!(c.expire(Instant::from_nanos(1000)), [name(1, 1)]);
+    while c.let_go_some(STEP) {}
     assert_eq!(c.held(&key(1)), (Kept::default(), BLOCK, Some(7)));
     assert_eq!(c.expire(Instant::from_nanos(9999)), [name(1, 2)]);
     assert_eq!((c.len(), c.next_deadline()), (0, None));
@@ -120,7 +144,7 @@ fn a_block_that_grows_is_charged_where_that_fits() {
     assert_eq!((blocks(&c, Tier::Host), c.held(&key(1)).1), (2, 2 * BLOCK));
     c.grow(&key(1), 3 * BLOCK);
     assert_eq!(c.held(&key(1)).1, 2 * BLOCK, "the owner may not have more");
-    c.end(&name(1, 1));
+    end(&mut c, &name(1, 1));
     assert_eq!(blocks(&c, Tier::Host), 0);
 }
 
@@ -176,13 +200,19 @@ fn run(c: &mut Claims, revision: u64, step: Step) {
             assert!(fit.units <= keys.len());
             assert_eq!(fit.units == keys.len(), fit.short.is_none());
         }
-        Step::End { owner, id } => drop(c.end_for_good(&name(owner, id), revision)),
+        Step::End { owner, id } => {
+            c.end_for_good(&name(owner, id), revision);
+            while c.let_go_some(STEP) {}
+        }
         Step::Drop { owner, id, keys } => {
             let keys: Vec<BlockKey> = keys.into_iter().map(key).collect();
-            c.drop_blocks(&name(owner, id), revision, &keys);
+            cut(c, (&name(owner, id), revision), &keys);
         }
         Step::Grow { key: n, blocks } => c.grow(&key(n), u64::from(blocks) * BLOCK),
-        Step::Expire { at } => drop(c.expire(Instant::from_nanos(at))),
+        Step::Expire { at } => {
+            c.expire(Instant::from_nanos(at));
+            while c.let_go_some(STEP) {}
+        }
     }
 }
 
@@ -231,7 +261,7 @@ proptest! {
         }
         let names: Vec<ClaimName> = c.after(None).map(|(n, _)| n.clone()).collect();
         for name in names {
-            c.end(&name);
+            end(&mut c, &name);
         }
         assert_eq!((c.block_count, c.blocks.len(), c.node_bytes()), (0, 0, [0; 4]));
     }

@@ -1,109 +1,21 @@
-//! Claims and the catalog: what is here of a claim's targets, what holding it means for copies, and when it ends.
+//! Claims and the catalog: what holding a block means for its copies, and when it ends.
 //!
-//! A claim of blocks that need their ancestors holds those too: leaf-first eviction would keep them anyway, and what is
-//! kept is charged. Work on many blocks is done in steps of [`MAX_TOUCHES_PER_CALL`]: the shell calls [`Core::survey`] and
-//! [`Core::settle_claims`] until nothing is left.
+//! Work on many blocks is done in steps: the shell calls [`Core::settle_claims`] until nothing is left.
 
 use std::time::Duration;
 
 use kvtier_types::{BlockKey, ClaimBlock, ClaimKind, ClaimName, Instant, Outcome, TenantId, Tier};
 use rustc_hash::FxHashSet;
 
+use super::claiming::CLAIM_STEP;
 use super::{Core, MoveEnd};
 use crate::catalog::BlockId;
-use crate::claims::{Claim, Fit, Standing, Wanted};
+use crate::claims::{Claim, Wanted};
 use crate::entry::{Entry, Flags, Kept};
 use crate::limits::{MAX_KEYS_PER_CALL, MAX_TOUCHES_PER_CALL};
 
 /// Claims in one page of a listing.
 pub const MAX_CLAIMS_PAGE: usize = 100;
-
-/// What is here of a claim's targets, gathered over several calls.
-#[derive(Debug)]
-pub struct Survey {
-    kind: ClaimKind,
-    keys: Vec<BlockKey>,
-    found: Vec<Presence>,
-    blocks: Vec<ClaimBlock>,
-    ends: Vec<usize>,
-    seen: FxHashSet<BlockKey>,
-    /// The named block and those of its ancestors that were not seen yet, deepest first.
-    chain: Vec<ClaimBlock>,
-    next: Option<BlockKey>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Presence {
-    /// In the claim's tier.
-    Here,
-    /// In another tier.
-    Away,
-    /// Being written, or on its way from elsewhere.
-    Coming,
-    Missing,
-}
-
-impl Survey {
-    /// Of these blocks, for a claim of this kind. [`MAX_KEYS_PER_CALL`] of them count.
-    #[must_use]
-    pub fn new(kind: ClaimKind, mut keys: Vec<BlockKey>) -> Self {
-        keys.truncate(MAX_KEYS_PER_CALL);
-        Self {
-            kind,
-            found: Vec::with_capacity(keys.len()),
-            keys,
-            blocks: Vec::new(),
-            ends: Vec::new(),
-            seen: FxHashSet::default(),
-            chain: Vec::new(),
-            next: None,
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.blocks.len() + self.chain.len() >= MAX_KEYS_PER_CALL
-    }
-
-    /// Ends the unit of the current key.
-    fn close(&mut self) {
-        if !self.is_full() {
-            self.blocks.extend(self.chain.drain(..).rev());
-            self.ends.push(self.blocks.len());
-        }
-        self.chain.clear();
-        self.next = None;
-    }
-}
-
-/// A claim to be made.
-#[derive(Debug, Clone)]
-pub struct ClaimRequest {
-    /// Its name.
-    pub name: ClaimName,
-    /// A later one replaces the claim; the same is a duplicate; an earlier one is refused.
-    pub revision: u64,
-    /// What it asks for.
-    pub kind: ClaimKind,
-    /// For how long; the longest there is when zero or longer than that.
-    pub ttl: Duration,
-}
-
-/// What became of a claim.
-#[derive(Debug, Clone)]
-pub struct ClaimAnswer {
-    /// Of the call.
-    pub outcome: Outcome,
-    /// Why, where it was not simply applied.
-    pub reason: &'static str,
-    /// Of each block named.
-    pub outcomes: Vec<(Outcome, &'static str)>,
-    /// The owner's hard claims in the claim's tier, after the call.
-    pub claimed_bytes: u64,
-    /// The most they may have.
-    pub budget_bytes: u64,
-    /// What to journal before it is acknowledged.
-    pub live: Option<ClaimView>,
-}
 
 /// A claim as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,136 +48,7 @@ pub struct ClaimCounts {
 }
 
 impl Core {
-    /// Looks further for a claim's blocks. Answers whether some are left.
-    pub fn survey(&self, survey: &mut Survey) -> bool {
-        let mut touches = 0;
-        while survey.found.len() < survey.keys.len() || survey.next.is_some() {
-            if touches >= MAX_TOUCHES_PER_CALL {
-                return true;
-            }
-            touches += self.survey_one(survey);
-        }
-        false
-    }
-
-    fn survey_one(&self, survey: &mut Survey) -> usize {
-        let named = survey.next.is_none();
-        let key = survey.next.take().unwrap_or_else(|| survey.keys[survey.found.len()]);
-        let ids = self.catalog.find_all(&key);
-        if named {
-            let found = self.presence(&ids, survey.kind);
-            survey.found.push(found);
-            if found == Presence::Missing {
-                survey.close();
-                return ids.len() + 1;
-            }
-        }
-        let fresh = survey.seen.insert(key);
-        if fresh {
-            survey.chain.push(ClaimBlock { key, bytes: self.room_of(&ids) });
-        }
-        let hard = matches!(survey.kind, ClaimKind::Pin(_));
-        let parent = ids.iter().map(|id| self.catalog.get(*id)).find_map(|e| {
-            let parent = e.parent.filter(|_| e.flags.has(Flags::NEEDS_ANCESTORS))?;
-            Some(self.catalog.get(parent).key)
-        });
-        survey.next = parent.filter(|p| hard && fresh && !survey.seen.contains(p) && !survey.is_full());
-        if survey.next.is_none() {
-            survey.close();
-        }
-        ids.len() + 1
-    }
-
-    fn presence(&self, ids: &[BlockId], kind: ClaimKind) -> Presence {
-        let mut entries = ids.iter().map(|id| self.catalog.get(*id)).filter(|e| !e.flags.has(Flags::DOOMED)).peekable();
-        if entries.peek().is_none() {
-            return Presence::Missing;
-        }
-        let of = |e: &Entry| match kind {
-            _ if e.flags.has(Flags::RESERVED) => Presence::Coming,
-            ClaimKind::Pin(tier) if e.resident(tier) => Presence::Here,
-            ClaimKind::Retain(_) if e.visible() => Presence::Here,
-            _ if e.visible() => Presence::Away,
-            _ if e.flags.has(Flags::REMOTE) => Presence::Coming,
-            _ => Presence::Missing,
-        };
-        let all: Vec<Presence> = entries.map(of).collect();
-        // The shards of a block go together; a lost one does not make the others less claimable.
-        let has = |p| all.contains(&p);
-        match () {
-            () if has(Presence::Coming) => Presence::Coming,
-            () if has(Presence::Away) => Presence::Away,
-            () if has(Presence::Here) => Presence::Here,
-            () => Presence::Missing,
-        }
-    }
-
-    /// The room that shards take, as budgets count it.
-    fn room_of(&self, ids: &[BlockId]) -> u64 {
-        ids.iter().map(|id| self.frames.class(u64::from(self.catalog.get(*id).bytes))).sum()
-    }
-
-    /// Makes a claim, or says what it would come to.
-    pub fn claim(&mut self, now: Instant, request: &ClaimRequest, survey: Survey, dry_run: bool) -> ClaimAnswer {
-        let Survey { keys, found, blocks, ends, .. } = survey;
-        let all = |outcome, reason| vec![(outcome, reason); keys.len()];
-        if let Some(reason) = self.unclaimable(request.kind) {
-            return self.answer(request, (Outcome::Unsupported, reason), all(Outcome::Unsupported, reason));
-        }
-        let standing = self.claims.standing(&request.name, request.revision);
-        if standing == Standing::Duplicate {
-            return self.answer(request, (Outcome::Duplicate, ""), all(Outcome::Duplicate, ""));
-        }
-        let refusal = match standing {
-            Standing::Late => Some("a later revision of this claim was seen"),
-            Standing::Fresh if self.claims.len() >= self.claims.config.max_claims => {
-                Some("there are as many claims as claims.max_claims allows")
-            }
-            _ => None,
-        };
-        if let Some(reason) = refusal {
-            self.claim_counts.rejected += u64::from(!dry_run);
-            return self.answer(request, (Outcome::Rejected, reason), all(Outcome::Rejected, reason));
-        }
-        let ttl = if request.ttl.is_zero() { self.claims.config.max_ttl } else { request.ttl };
-        let expires = now + ttl.min(self.claims.config.max_ttl);
-        let name = request.name.clone();
-        let wanted = Wanted { name, revision: request.revision, kind: request.kind, expires, blocks, ends };
-        self.claims.aside = Tier::ALL.map(|t| self.catalog.census().kept(t).bytes);
-        let fit = self.claims.fit(&wanted);
-        let outcomes = outcomes(&found, fit);
-        let overall = overall(&outcomes);
-        let holds = !matches!(overall.0, Outcome::Rejected | Outcome::Missing);
-        if !dry_run {
-            self.claim_counts.made += u64::from(holds);
-            self.claim_counts.clipped += u64::from(overall.0 == Outcome::Clipped);
-            self.claim_counts.rejected += u64::from(overall.0 == Outcome::Rejected);
-        }
-        if holds && !dry_run {
-            self.claims.put(wanted, fit);
-        }
-        let mut answer = self.answer(request, overall, outcomes);
-        answer.live = if holds && !dry_run { self.claim_view(now, &request.name) } else { None };
-        answer
-    }
-
-    fn answer(
-        &self,
-        request: &ClaimRequest,
-        (outcome, reason): (Outcome, &'static str),
-        outcomes: Vec<(Outcome, &'static str)>,
-    ) -> ClaimAnswer {
-        let (claimed_bytes, budget_bytes) = match request.kind {
-            ClaimKind::Pin(tier) => (
-                self.claims.owner_bytes(&request.name)[tier.index()],
-                self.claims.config.budgets[tier.index()].owner_bytes,
-            ),
-            ClaimKind::Retain(_) => (0, 0),
-        };
-        ClaimAnswer { outcome, reason, outcomes, claimed_bytes, budget_bytes, live: None }
-    }
-
-    const fn unclaimable(&self, kind: ClaimKind) -> Option<&'static str> {
+    pub(super) const fn unclaimable(&self, kind: ClaimKind) -> Option<&'static str> {
         match kind {
             ClaimKind::Pin(Tier::Device) => Some("this build has no device tier"),
             ClaimKind::Pin(Tier::Object) => Some("packs are emptied as a whole: pin blocks in host memory or on disk"),
@@ -274,40 +57,9 @@ impl Core {
         }
     }
 
-    /// Takes blocks out of a claim, or ends it when none are named. Answers with the outcome of each, or of the claim, and
-    /// with the claim as it is then.
-    pub fn unclaim(
-        &mut self,
-        now: Instant,
-        (name, revision): (&ClaimName, u64),
-        keys: Option<&[BlockKey]>,
-    ) -> (Vec<(Outcome, &'static str)>, Option<ClaimView>) {
-        let count = keys.map_or(1, <[BlockKey]>::len);
-        let live = self.claims.get(name).map(|c| (c.revision, c.blocks.len()));
-        let refused = match live {
-            None => Some((Outcome::Missing, "there is no such claim")),
-            Some((newer, _)) if newer > revision => Some((Outcome::Rejected, "a later revision of this claim is live")),
-            Some(_) => None,
-        };
-        if let Some(refused) = refused {
-            return (vec![refused; count], self.claim_view(now, name));
-        }
-        let Some(keys) = keys else {
-            self.claims.end_for_good(name, revision);
-            self.claim_counts.released += 1;
-            return (vec![(Outcome::Applied, "")], None);
-        };
-        let was = |was| if was { (Outcome::Applied, "") } else { (Outcome::Missing, "the claim does not hold it") };
-        let outcomes = self.claims.drop_blocks(name, revision, keys).into_iter().map(was).collect();
-        if self.claims.get(name).is_some_and(|c| c.blocks.is_empty()) {
-            self.claims.end_for_good(name, revision);
-            self.claim_counts.released += 1;
-        }
-        (outcomes, self.claim_view(now, name))
-    }
-
     /// Ends claims whoever made them: of an owner, of a tenant, by id, as far as each is given. Answers with their names.
     pub fn release_claims(&mut self, tenant: Option<&TenantId>, owner: &str, ids: &[String]) -> Vec<ClaimName> {
+        let ids: FxHashSet<&String> = ids.iter().collect();
         let asked = |name: &ClaimName| {
             tenant.is_none_or(|t| name.tenant == *t)
                 && (owner.is_empty() || name.owner == owner)
@@ -324,14 +76,29 @@ impl Core {
 
     /// Brings entries in step with what is said of them. Answers whether some are left.
     pub fn settle_claims(&mut self) -> bool {
-        for _ in 0..MAX_TOUCHES_PER_CALL {
+        if self.claims.let_go_some(CLAIM_STEP) {
+            return true;
+        }
+        for _ in 0..CLAIM_STEP {
+            let arrived = if self.claims.making { None } else { self.claims.arrived.pop_front() };
+            if let Some(key) = arrived {
+                self.charge_arrived(&key);
+            }
             let Some(key) = self.claims.unsettled.pop_front() else { break };
             for id in self.catalog.find_all(&key) {
                 self.restand(id);
             }
         }
         self.pump();
-        !self.claims.unsettled.is_empty()
+        !self.claims.unsettled.is_empty() || (!self.claims.making && !self.claims.arrived.is_empty())
+    }
+
+    fn charge_arrived(&mut self, key: &BlockKey) {
+        let ids = self.catalog.find_all(key);
+        self.claims.grow(key, self.room_of(&ids));
+        for id in ids {
+            self.restand(id);
+        }
     }
 
     /// Claims that ended by themselves since the last call: to be journaled.
@@ -360,9 +127,14 @@ impl Core {
             return;
         }
         let wanted = Wanted { name, revision, kind, expires, blocks, ends };
-        let fit = self.claims.fit(&wanted);
+        self.claims.end(&wanted.name);
+        while self.claims.let_go_some(usize::MAX) {}
+        let mut fitting = self.claims.fitting(&wanted);
+        while self.claims.fit_some(&wanted, &mut fitting, usize::MAX) {}
+        let fit = fitting.fit();
         self.claim_counts.clipped += u64::from(fit.short.is_some());
-        self.claims.put(wanted, fit);
+        let mut taking = self.claims.take(&wanted, fit);
+        while self.claims.take_some(&wanted, &mut taking, usize::MAX) {}
     }
 
     /// Takes a request's hint to retain blocks: soft, bounded in number, and lost with the process.
@@ -464,10 +236,10 @@ impl Core {
         if !self.claims.holds(&key) {
             return;
         }
-        let ids = self.catalog.find_all(&key);
-        self.claims.grow(&key, self.room_of(&ids));
-        for id in ids {
-            self.restand(id);
+        if !self.claims.making {
+            self.charge_arrived(&key);
+        } else if self.claims.arrived.len() < MAX_KEYS_PER_CALL {
+            self.claims.arrived.push_back(key);
         }
     }
 
@@ -533,29 +305,5 @@ fn view(now: Instant, name: &ClaimName, claim: &Claim) -> ClaimView {
         kind: claim.kind,
         remaining: claim.expires.since(now),
         blocks: claim.blocks.clone(),
-    }
-}
-
-fn outcomes(found: &[Presence], fit: Fit) -> Vec<(Outcome, &'static str)> {
-    let short = fit.short.map_or("more blocks than one claim may have", crate::claims::Short::reason);
-    let of = |(unit, found): (usize, &Presence)| match found {
-        Presence::Missing => (Outcome::Missing, "nothing of it is here"),
-        _ if unit >= fit.units => (Outcome::Clipped, short),
-        Presence::Here => (Outcome::Applied, ""),
-        Presence::Away => (Outcome::Accepted, "on its way to that tier"),
-        Presence::Coming => (Outcome::Deferred, "it is being written or fetched, and is held once it is here"),
-    };
-    found.iter().enumerate().map(of).collect()
-}
-
-/// One outcome for all blocks.
-fn overall(outcomes: &[(Outcome, &'static str)]) -> (Outcome, &'static str) {
-    let clipped = outcomes.iter().find(|(o, _)| *o == Outcome::Clipped);
-    let held = outcomes.iter().any(|(o, _)| matches!(o, Outcome::Applied | Outcome::Accepted | Outcome::Deferred));
-    match (clipped, held) {
-        (Some((_, reason)), true) => (Outcome::Clipped, reason),
-        (Some((_, reason)), false) => (Outcome::Rejected, reason),
-        (None, true) => (Outcome::Applied, ""),
-        (None, false) => (Outcome::Missing, "nothing of it is here"),
     }
 }

@@ -72,10 +72,11 @@ impl Pair {
             tenant: TenantId::shared(),
             hints: RequestHints::default(),
         };
-        let unknown = self.reader.core.unknown(&request).unwrap();
+        let look = self.reader.core.look_whole(&request).unwrap();
+        let unknown = look.unknown();
         let digests: Vec<DirectoryKey> = unknown.iter().map(DirectoryKey::of).collect();
-        let located = self.reader.core.located(NOW, &unknown, &self.table.locate(&digests), &[]);
-        self.reader.core.lookup_located(NOW, request, &located).unwrap()
+        let located = self.reader.core.located(NOW, unknown, &self.table.locate(&digests), &[]);
+        self.reader.core.lookup_located(NOW, request, (&look, &located)).unwrap()
     }
 
     fn fetches(&mut self) -> Vec<(MoveId, ShardKey, Source)> {
@@ -174,10 +175,11 @@ fn a_slow_source_is_given_up_for_another() {
         tenant: TenantId::shared(),
         hints: RequestHints::default(),
     };
-    let unknown = pair.reader.core.unknown(&request).unwrap();
+    let look = pair.reader.core.look_whole(&request).unwrap();
+    let unknown = look.unknown();
     let replicas = pair.table.locate(&[DirectoryKey::of(&unknown[0])]);
-    let located = pair.reader.core.located(NOW, &unknown, &replicas, &[true]);
-    let lease = pair.reader.core.lookup_located(NOW, request, &located).unwrap();
+    let located = pair.reader.core.located(NOW, unknown, &replicas, &[true]);
+    let lease = pair.reader.core.lookup_located(NOW, request, (&look, &located)).unwrap();
     let first = pair.fetches();
     let patience = NOW + FetchConfig::default().patience;
     pair.reader.core.expire(patience);

@@ -6,7 +6,7 @@ use kvtier_types::{
     BlockKey, GroupSpec, Instant, Layout, Origin, RequestHints, TenantId, Tier, Toleration, usable_prefix,
 };
 
-use super::{Core, CoreError, Located};
+use super::{Core, CoreError, Located, Look};
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
 use crate::entry::Flags;
@@ -93,10 +93,10 @@ impl Core {
     /// # Errors
     /// [`CoreError`] when the attachment is unknown or a bound is passed; nothing is leased then.
     pub fn lookup(&mut self, now: Instant, request: LookupRequest) -> Result<LeaseId, CoreError> {
-        self.lookup_located(now, request, &Located::default())
+        self.lookup_located(now, request, (&Look::default(), &Located::default()))
     }
 
-    /// As [`Self::lookup`], where some of the shards that [`Self::unknown`] named were found elsewhere.
+    /// As [`Self::lookup`], after a look at its shards: some that were not here may have been found elsewhere.
     ///
     /// # Errors
     /// As [`Self::lookup`].
@@ -104,23 +104,28 @@ impl Core {
         &mut self,
         now: Instant,
         request: LookupRequest,
-        located: &Located,
+        (look, located): (&Look, &Located),
     ) -> Result<LeaseId, CoreError> {
         self.check_lookup(&request)?;
         self.clock = self.clock.max(now);
         self.release_request(request.attachment, &request.request_id);
         let interned = self.intern_remotes(&request, located);
-        let leased = self.lease_prefix(now, request);
+        let leased = self.lease_prefix(now, request, look);
         self.forget_unwanted(&interned);
         self.pump();
         leased
     }
 
-    fn lease_prefix(&mut self, now: Instant, request: LookupRequest) -> Result<LeaseId, CoreError> {
+    fn lease_prefix(&mut self, now: Instant, request: LookupRequest, look: &Look) -> Result<LeaseId, CoreError> {
         let attachment = self.attached(request.attachment)?;
         let (layout, number) = (Arc::clone(&attachment.layout), attachment.layout_number);
-        let probed: Vec<Probed> =
-            request.ranges.iter().map(|r| self.probe(r, (number, layout.shards), &request.hints.tolerations)).collect();
+        let mut probed: Vec<Probed> = Vec::with_capacity(request.ranges.len());
+        let mut start = 0;
+        for range in &request.ranges {
+            let found = look.from(start);
+            probed.push(self.probe(range, (number, layout.shards), &request.hints.tolerations, found));
+            start += range.keys.len() * usize::from(layout.shards);
+        }
         let max_tokens = prefix_end(&layout, &probed);
         let present = |g: usize, b: u32| {
             probed.iter().any(|p| p.group as usize == g && p.block(b).is_some_and(|s| s.iter().all(Option::is_some)))
@@ -180,10 +185,18 @@ impl Core {
         Ok(())
     }
 
-    fn probe(&self, range: &LookupRange, (layout, shards): (u16, u16), tolerations: &[Toleration]) -> Probed {
+    fn probe(
+        &self,
+        range: &LookupRange,
+        (layout, shards): (u16, u16),
+        tolerations: &[Toleration],
+        found: impl Iterator<Item = Option<BlockId>>,
+    ) -> Probed {
         let may_have = |id: &BlockId| self.may_have(self.catalog.get(*id), tolerations);
-        let visible = |key: &BlockKey, shard| self.catalog.find(key, layout, shard).filter(may_have);
-        let ids = range.keys.iter().flat_map(|key| (0..shards).map(move |shard| visible(key, shard))).collect();
+        let keys = range.keys.iter().flat_map(|key| (0..shards).map(move |shard| (key, shard)));
+        let visible = |((key, shard), id)| self.catalog.find_again(id, key, layout, shard).filter(may_have);
+        let mut ids = Vec::with_capacity(range.keys.len() * usize::from(shards));
+        ids.extend(keys.zip(found).map(visible));
         Probed { group: range.group, first_block: range.first_block, shards: usize::from(shards), ids }
     }
 

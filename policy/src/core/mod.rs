@@ -5,12 +5,14 @@
 
 mod budget;
 mod calls;
+mod claiming;
 mod claims;
 mod control;
 mod costs;
 mod export;
 mod holdings;
 mod lifetime;
+mod look;
 mod lookup;
 mod marks;
 mod movement;
@@ -43,11 +45,13 @@ use kvtier_types::{BlockKey, ClaimName, Expect, Instant, Location, Origin, Recor
 use rustc_hash::FxHashMap;
 
 pub use calls::GuardEvent;
-pub use claims::{ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, MAX_CLAIMS_PAGE, Survey};
+pub use claiming::{ClaimAnswer, ClaimRequest, Claiming, Survey, Unclaiming};
+pub use claims::{ClaimCounts, ClaimView, MAX_CLAIMS_PAGE};
 pub use control::{BlockView, EvictPlan, ListFilter, ReplicaView, TierUse};
 pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
 pub use holdings::{MAX_PROGRAMS_PAGE, ProgramView};
 pub use lifetime::Explained;
+pub use look::Look;
 pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};
 pub use marks::{Mark, MarkChange, MarkPlan, TaintPattern};
 pub use movement::{MovePlan, MoveStep, Moved};

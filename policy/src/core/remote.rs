@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kvtier_types::{BlockKey, Effect, Instant, Origin, RecordMeta, SemanticType, ShardKey, Taint, Tier};
 
-use super::{Action, Core, CoreError, LookupRequest, MoveId, Movement};
+use super::{Action, Core, LookupRequest, MoveId, Movement};
 use crate::attachment::AttachmentId;
 use crate::catalog::{BlockId, Remote, Scope, Source};
 use crate::core::marks::union;
@@ -56,27 +56,6 @@ impl Default for FetchConfig {
 }
 
 impl Core {
-    /// The shards of a lookup that are not here and that nobody is bringing: what to ask the directory for.
-    ///
-    /// # Errors
-    /// [`CoreError`] as [`Core::lookup`].
-    pub fn unknown(&self, request: &LookupRequest) -> Result<Vec<ShardKey>, CoreError> {
-        self.check_lookup(request)?;
-        let attachment = self.attached(request.attachment)?;
-        let (layout, number) = (*self.catalog.layout_id(attachment.layout_number), attachment.layout_number);
-        let mut unknown = Vec::new();
-        for key in request.ranges.iter().flat_map(|r| &r.keys) {
-            for shard in 0..attachment.layout.shards {
-                let entry = self.catalog.find(key, number, shard).map(|id| self.catalog.get(id));
-                let hidden = Flags::RESERVED | Flags::DOOMED;
-                if entry.is_none_or(|e| !e.offered() && !e.flags.has(hidden)) {
-                    unknown.push(ShardKey { block: *key, layout, shard });
-                }
-            }
-        }
-        Ok(unknown)
-    }
-
     /// Gives entries to the shards of a lookup that others are said to have. Answers with them.
     pub(super) fn intern_remotes(&mut self, request: &LookupRequest, located: &Located) -> Vec<BlockId> {
         let mut interned = Vec::new();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::{ClaimAnswer, ClaimRequest, ClaimView, MAX_CLAIMS_PAGE, Survey};
+use kvtier_policy::{ClaimAnswer, ClaimRequest, ClaimView, Claiming, MAX_CLAIMS_PAGE, Survey, Unclaiming};
 use kvtier_proto::convert::{self, MAX_PRIORITY};
 use kvtier_proto::v1;
 use kvtier_storage::journal::Entry;
@@ -82,18 +82,14 @@ async fn make(node: &Arc<Node>, caller: &Caller, wanted: Wanted<'_>) -> Result<v
     }
     let most = node.config.claims.max_ttl.0;
     let shortened = request.ttl > most;
-    let answer = if dry_run {
-        node.with_core(|core, now| core.claim(now, &request, survey, true))
-    } else {
-        let _turn = node.claims_turn.lock().await;
-        let mut answer = node.with_core(|core, now| core.claim(now, &request, survey, false));
-        if let Some(claim) = answer.live.take() {
-            settle(node).await;
-            durable(node, entries(claim), "claimed now, but a restart may end it").await?;
-        }
-        answer
-    };
-    let mut reply = reply(&resolved, answer);
+    let mut claiming = Claiming::new(request, survey, dry_run);
+    let _turn = if dry_run { None } else { Some(node.claims_turn.lock().await) };
+    node.with_core_in_steps(|core, now| core.claim_some(now, &mut claiming));
+    if let Some(claim) = claiming.live(node.now()) {
+        settle(node).await;
+        durable(node, entries(claim), "claimed now, but a restart may end it").await?;
+    }
+    let mut reply = reply(&resolved, claiming.answer());
     if shortened && reply.reason.is_empty() {
         reply.reason = format!("for {} s: longer than claims.max_ttl was asked", most.as_secs());
     }
@@ -115,18 +111,22 @@ pub(super) async fn unpin(node: &Arc<Node>, caller: &Caller, m: &v1::UnpinReques
     let name = name(caller, &m.owner, &m.claim_id)?;
     let resolved = targets::resolve(node, caller, &m.targets)?;
     let keys: Vec<BlockKey> = resolved.iter().flat_map(Resolved::keys).copied().collect();
-    let named = (!m.targets.is_empty()).then_some(keys.as_slice());
+    let named = (!m.targets.is_empty()).then_some(keys);
+    let is_named = named.is_some();
+    let mut unclaiming = Unclaiming::new(name.clone(), m.revision, named);
     let _turn = node.claims_turn.lock().await;
-    let (outcomes, live) = node.with_core(|core, now| core.unclaim(now, (&name, m.revision), named));
+    node.with_core_in_steps(|core, _| core.unclaim_some(&mut unclaiming));
+    let outcomes = unclaiming.outcomes();
     let applied = outcomes.iter().any(|(outcome, _)| *outcome == Outcome::Applied);
     if applied {
         settle(node).await;
+        let live = node.with_core(|core, now| core.claim_view(now, &name));
         let entries = live.map_or_else(|| vec![Entry::ClaimEnded(name)], entries);
         durable(node, entries, "let go now, but a restart may bring the claim back").await?;
     }
     let nothing = (Outcome::Missing, "no block was named that the claim holds");
     let (outcome, reason) = if applied { (Outcome::Applied, "") } else { outcomes.first().copied().unwrap_or(nothing) };
-    let outcomes = if named.is_some() { targets::outcomes(&resolved, outcomes) } else { Vec::new() };
+    let outcomes = if is_named { targets::outcomes(&resolved, outcomes) } else { Vec::new() };
     let outcome = v1::Outcome::from(outcome).into();
     Ok(v1::ClaimReply { outcome, reason: reason.to_owned(), outcomes, ..Default::default() })
 }
@@ -141,19 +141,23 @@ pub(super) async fn list(
     let after = if m.page_token.is_empty() { None } else { Some(of_token(&m.page_token)?) };
     let limit = if m.page_size == 0 { DEFAULT_PAGE } else { (m.page_size as usize).min(MAX_CLAIMS_PAGE) };
     let of = (tenant.as_ref(), m.owner.as_str());
-    let (page, more) = node.with_core(|core, now| core.claims_after(now, after.as_ref(), of, limit));
-    let last = page.last().filter(|_| more).map(|claim| token(&claim.name)).unwrap_or_default();
-    let mut claims = Vec::with_capacity(page.len());
-    for claim in page {
+    let (mut claims, mut more, mut last) = (Vec::new(), true, after);
+    // One by one: a claim may hold many blocks, all of which are copied under the core's lock.
+    while more && claims.len() < limit {
+        let page;
+        (page, more) = node.with_core(|core, now| core.claims_after(now, last.as_ref(), of, 1));
+        let Some(claim) = page.into_iter().next() else { break };
+        last = Some(claim.name.clone());
         let resident_bytes = resident_bytes(node, &claim).await;
         claims.push(wire(claim, resident_bytes));
     }
+    let next = last.filter(|_| more).map(|name| token(&name)).unwrap_or_default();
     let budget = |tier: Tier| {
         let (claimed_bytes, budget_bytes) = node.read_core(|core| core.claimed(tier));
         v1::ClaimBudget { tier: v1::Tier::from(tier).into(), claimed_bytes, budget_bytes }
     };
     let budgets = [Tier::Host, Tier::Disk].map(budget).to_vec();
-    Ok(v1::ListClaimsReply { claims, next_page_token: last.into(), budgets })
+    Ok(v1::ListClaimsReply { claims, next_page_token: next.into(), budgets })
 }
 
 /// The tenant whose claims are meant: of others than operators, their own.
