@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
-use kvtier_policy::{Core, Mark};
+use kvtier_policy::{Core, Mark, MarkSweep};
 use kvtier_storage::StorageError;
 use kvtier_storage::journal::{Entry, Journal, MarkRecord, batches};
 use kvtier_types::{BlockKey, RecordMeta};
@@ -63,6 +63,12 @@ pub(crate) async fn journal_changes(node: &Arc<Node>) {
     }) {
         tokio::task::yield_now().await;
     }
+    let waiting = node.read_core(Core::marks_waiting);
+    if waiting > 0
+        && let Err(error) = make_room(node, waiting).await
+    {
+        tracing::warn!(%error, "marks that were forgotten stay in the journal");
+    }
     let (over, marks): (Vec<Entry>, Vec<Entry>) = node.with_core(|core, _| {
         let over = core.poll_expired_records();
         let over = over.into_iter().map(|(key, up_to_sequence)| Entry::Evicted { key, up_to_sequence });
@@ -71,6 +77,24 @@ pub(crate) async fn journal_changes(node: &Arc<Node>) {
     // Apart from each other: where the journal takes no more of one it still takes the other.
     append(node, over, "that the time of blocks was over").await;
     append(node, marks, "what engines said of blocks").await;
+}
+
+/// Makes room for more marks, in the core and in the journal. The caller has its turn with marks.
+///
+/// # Errors
+/// When the journal cannot be written.
+pub(crate) async fn make_room(node: &Arc<Node>, more: usize) -> Result<(), String> {
+    let mut sweep = MarkSweep::new(more);
+    node.with_core_in_steps(|core, _| core.sweep_marks(&mut sweep));
+    if !sweep.forgot() {
+        return Ok(());
+    }
+    let of_task = Arc::clone(node);
+    let retain = move || of_task.journal.retain_marks(|key, _| of_task.read_core(|core| core.has_mark(key)));
+    match tokio::task::spawn_blocking(retain).await {
+        Ok(retained) => retained.map_err(|error| error.to_string()),
+        Err(error) => Err(format!("its task died: {error}")),
+    }
 }
 
 async fn append(node: &Arc<Node>, entries: Vec<Entry>, what: &'static str) {

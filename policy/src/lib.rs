@@ -45,7 +45,7 @@ pub use core::{
     CoreError, Counts, EvictPlan, Explained, ExportError, ExportRequest, Exported, FetchConfig, FetchEnd, Freed,
     GuardEvent, HolderRecord, KnownSpace, ListFilter, LoadReport, LoadResult, Located, Look, LookupAnswer, LookupRange,
     LookupRequest, MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE, MAX_EXPORT_TTL, MAX_PROGRAMS_PAGE, Mark, MarkChange,
-    MarkPlan, MoveEnd, MoveId, MovePlan, MoveStep, Moved, ProgramCounts, ProgramEvent, ProgramView, Publish,
+    MarkPlan, MarkSweep, MoveEnd, MoveId, MovePlan, MoveStep, Moved, ProgramCounts, ProgramEvent, ProgramView, Publish,
     RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation, ReserveRequest, SealOutcome, SealRequest, Signal,
     SignalAnswer, SignalKind, Survey, TaintPattern, TierUse, Unclaiming, WriteBehind, prompt_keys,
 };

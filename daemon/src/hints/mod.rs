@@ -99,6 +99,17 @@ impl Hints {
         trust::admit(&mut left.said, Trust::All, self.max_ttl);
         self.store.lock().put(owners, left, tenant, now)
     }
+
+    /// What became of a message that was left before: it is not carried out again.
+    pub(crate) fn left_before(
+        &self,
+        owners: &[Owner],
+        message_id: &str,
+        tenant: &Option<TenantId>,
+        now: Instant,
+    ) -> Option<Arc<Said>> {
+        self.store.lock().known(owners, message_id, tenant, now)
+    }
 }
 
 /// What counts of one request's hints.

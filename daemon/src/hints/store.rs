@@ -78,14 +78,10 @@ impl Store {
         tenant: Option<TenantId>,
         now: Instant,
     ) -> Result<(Arc<Said>, bool), Full> {
-        let keys: Vec<Key> = owners.into_iter().map(|owner| (tenant.clone(), owner)).collect();
-        let known = |key: &Key| {
-            let found = self.messages.get(key).and_then(|all| all.iter().find(|m| m.id == left.message_id));
-            found.filter(|m| m.expires > now && !m.id.is_empty()).map(|m| Arc::clone(&m.said))
-        };
-        if let Some(said) = keys.iter().map(known).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().next()) {
+        if let Some(said) = self.known(&owners, &left.message_id, &tenant, now) {
             return Ok((said, false));
         }
+        let keys: Vec<Key> = owners.into_iter().map(|owner| (tenant.clone(), owner)).collect();
         let bytes = (left.bytes + OVERHEAD_BYTES) * u64::try_from(keys.len()).unwrap_or(1);
         if let Err(full) = self.room(&tenant, bytes) {
             self.expire(now);
@@ -104,6 +100,22 @@ impl Store {
             }
         }
         Ok((said, true))
+    }
+
+    /// A message that all of its owners were left already, as it was then.
+    pub(super) fn known(
+        &self,
+        owners: &[Owner],
+        message_id: &str,
+        tenant: &Option<TenantId>,
+        now: Instant,
+    ) -> Option<Arc<Said>> {
+        let one = |owner: &Owner| {
+            let all = self.messages.get(&(tenant.clone(), owner.clone()))?;
+            let found = all.iter().find(|m| m.id == message_id && m.expires > now && !m.id.is_empty())?;
+            Some(Arc::clone(&found.said))
+        };
+        owners.iter().map(one).collect::<Option<Vec<_>>>()?.into_iter().next()
     }
 
     fn room(&self, tenant: &Option<TenantId>, bytes: u64) -> Result<(), Full> {

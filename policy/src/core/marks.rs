@@ -3,6 +3,8 @@
 //! A change by verb is a [`Mark`] in the journal, keyed by block: it overrules what records written before it say, at
 //! recovery and when the block comes back from another node's pack.
 
+use std::ops::Bound;
+
 use kvtier_types::{BlockKey, Effect, Instant, Outcome, SemanticType, Taint, Toleration};
 
 use super::Core;
@@ -39,6 +41,8 @@ pub struct MarkChange {
     pub semantic: Option<SemanticType>,
 }
 
+/// Marks of one step of a sweep.
+const SWEEP_STEP: usize = 256;
 const TOO_MANY: &str = "it would have more than 8 taints: remove some first";
 
 /// What a change did.
@@ -48,6 +52,39 @@ pub struct MarkPlan {
     pub outcomes: Vec<(Outcome, &'static str)>,
     /// To be journaled before the change is acknowledged.
     pub journal: Vec<(BlockKey, Mark)>,
+}
+
+/// Room for so many more marks: of blocks that are not here, what was said longest ago is forgotten first.
+#[derive(Debug)]
+pub struct MarkSweep {
+    more: usize,
+    seen: Option<BlockKey>,
+    absent: Vec<(u64, BlockKey)>,
+    going: Option<Vec<BlockKey>>,
+    forgot: bool,
+}
+
+impl MarkSweep {
+    /// For so many more.
+    #[must_use]
+    pub const fn new(more: usize) -> Self {
+        Self { more, seen: None, absent: Vec::new(), going: None, forgot: false }
+    }
+
+    /// Whether something was forgotten: the journal is to have it no more either.
+    #[must_use]
+    pub const fn forgot(&self) -> bool {
+        self.forgot
+    }
+}
+
+/// The `most` of which something was said longest ago.
+fn oldest(mut absent: Vec<(u64, BlockKey)>, most: usize) -> Vec<BlockKey> {
+    if absent.len() > most {
+        absent.select_nth_unstable(most);
+        absent.truncate(most);
+    }
+    absent.into_iter().map(|(_, key)| key).collect()
 }
 
 impl MarkChange {
@@ -212,29 +249,45 @@ impl Core {
         self.marks.insert(key, mark);
     }
 
-    /// Makes room to mark so many more blocks: of those that are not here, what was said longest ago is forgotten first.
-    /// Answers whether something was; the journal then has it no more either.
-    pub fn make_room_for_marks(&mut self, more: usize) -> bool {
-        let over = (self.marks.len() + more).saturating_sub(MAX_MARKS);
-        if over == 0 {
-            return false;
+    /// Goes on to make room for marks. Answers whether something is left to do.
+    pub fn sweep_marks(&mut self, sweep: &mut MarkSweep) -> bool {
+        match &mut sweep.going {
+            None if self.marks.len() + sweep.more <= MAX_MARKS => false,
+            None => {
+                let from = sweep.seen.map_or(Bound::Unbounded, Bound::Excluded);
+                let page: Vec<_> = self.marks.range((from, Bound::Unbounded)).take(SWEEP_STEP).collect();
+                let absent = page.iter().filter(|(key, _)| self.catalog.find_all(key).is_empty());
+                sweep.absent.extend(absent.map(|(key, mark)| (mark.up_to_sequence, **key)));
+                sweep.seen = page.last().map(|(key, _)| **key);
+                if page.len() < SWEEP_STEP {
+                    // An eighth more, so that the next sweep is not soon.
+                    let over = (self.marks.len() + sweep.more).saturating_sub(MAX_MARKS) + MAX_MARKS / 8;
+                    sweep.going = Some(oldest(std::mem::take(&mut sweep.absent), over));
+                }
+                true
+            }
+            Some(going) => {
+                for _ in 0..SWEEP_STEP {
+                    let Some(key) = going.pop() else { return false };
+                    if self.catalog.find_all(&key).is_empty() {
+                        sweep.forgot |= self.marks.remove(&key).is_some();
+                    }
+                }
+                true
+            }
         }
-        let here = |key: &BlockKey| !self.catalog.find_all(key).is_empty();
-        let mut absent: Vec<(u64, BlockKey)> =
-            self.marks.iter().filter(|(key, _)| !here(key)).map(|(key, m)| (m.up_to_sequence, *key)).collect();
-        absent.sort_unstable();
-        // An eighth more, so that the next call need not look again.
-        absent.truncate(over + MAX_MARKS / 8);
-        for (_, key) in &absent {
-            self.marks.remove(key);
-        }
-        !absent.is_empty()
     }
 
     /// Whether something that was said of a block by verb is remembered.
     #[must_use]
     pub fn has_mark(&self, key: &BlockKey) -> bool {
         self.marks.contains_key(key)
+    }
+
+    /// Blocks whose marks an engine changed and that wait to be journaled.
+    #[must_use]
+    pub fn marks_waiting(&self) -> usize {
+        self.remarked.len()
     }
 
     /// Blocks of which something that was said by verb is remembered.
@@ -293,6 +346,18 @@ impl Core {
         let former = self.catalog.get(id).taints;
         self.catalog.update(id, |e| e.taints = number);
         self.catalog.taints.release(former);
+    }
+
+    /// The taints of an entry with those of others that keep it from readers or places; `None` where it has all of those.
+    pub(super) fn confined_by(&self, id: BlockId, others: u32) -> Option<Vec<Taint>> {
+        if others == 0 {
+            return None;
+        }
+        let confines = |t: &&Taint| matches!(t.effect, Effect::NoServe | Effect::NoOffload | Effect::NoReplicate);
+        let own = self.taints(self.catalog.get(id));
+        let said: Vec<Taint> = self.catalog.taints.get(others).iter().filter(confines).cloned().collect();
+        let all = union(own, &said);
+        (all != own).then_some(all)
     }
 
     /// Whether a reader that tolerates this much may not have it.

@@ -304,6 +304,22 @@ fn who_prefers_to_go_goes_first_and_claims_outrank_it() {
 }
 
 #[test]
+fn what_a_later_writer_says_to_confine_a_block_holds() {
+    let mut b = bench(8, false, 4);
+    b.write(&[1, 2]);
+    b.write_as(
+        &[1],
+        SemanticType::Unspecified,
+        &["pii:NoServe", "pii:NoReplicate", "old:PreferEvict", "x:Ephemeral(1s)"],
+    );
+    assert_eq!(b.core.locate(&key(1)).unwrap().taints, [taint("pii:NoReplicate"), taint("pii:NoServe")]);
+    assert_eq!((b.served(&[1, 2], &[]), b.served(&[1, 2], &["*"])), (0, 2));
+    assert_eq!(b.core.poll_marks().len(), 1, "it is journaled soon");
+    b.write_as(&[1], SemanticType::Unspecified, &["pii:NoServe"]);
+    assert!(b.core.poll_marks().is_empty(), "that was known");
+}
+
+#[test]
 fn a_block_that_spans_two_types_is_of_the_more_durable_one() {
     let mut b = bench(8, false, 4);
     let of = |b: &Bench, n| b.core.locate(&key(n)).unwrap().semantic;
@@ -451,4 +467,29 @@ fn a_block_has_few_taints_and_those_that_matter_most_stay() {
     b.core.annotate(b.who, &[key(1)], &hints).unwrap();
     let taints = b.core.locate(&key(1)).unwrap().taints;
     assert!(taints.len() == 8 && taints.contains(&taint("z:NoServe")), "{taints:?}");
+}
+
+#[test]
+fn room_for_marks_is_made_of_what_is_not_here_and_was_said_longest_ago() {
+    let mut b = bench(8, false, 4);
+    b.write(&[1]);
+    b.mark(&[1], &add(&["a:NoServe"]));
+    let absent = |n: u32| {
+        let mut bytes = [0xff; 32];
+        bytes[..4].copy_from_slice(&n.to_be_bytes());
+        BlockKey::new(bytes)
+    };
+    let most = u32::try_from(crate::limits::MAX_MARKS).unwrap();
+    for n in 1..most {
+        b.core.remember_mark(absent(n), Mark { up_to_sequence: u64::from(n) + 100, ..Mark::default() });
+    }
+    let mut sweep = MarkSweep::new(0);
+    while b.core.sweep_marks(&mut sweep) {}
+    assert!(!sweep.forgot() && b.core.marks() == crate::limits::MAX_MARKS, "there is room for no more");
+    let mut sweep = MarkSweep::new(10);
+    while b.core.sweep_marks(&mut sweep) {}
+    assert!(sweep.forgot() && b.core.has_mark(&key(1)), "what is here stays");
+    let gone = 10 + most / 8;
+    assert_eq!(b.core.marks(), (most - gone) as usize);
+    assert!(!b.core.has_mark(&absent(gone)) && b.core.has_mark(&absent(gone + 1)), "the oldest went");
 }

@@ -53,7 +53,7 @@ pub use holdings::{MAX_PROGRAMS_PAGE, ProgramView};
 pub use lifetime::Explained;
 pub use look::Look;
 pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};
-pub use marks::{Mark, MarkChange, MarkPlan, TaintPattern};
+pub use marks::{Mark, MarkChange, MarkPlan, MarkSweep, TaintPattern};
 pub use movement::{MovePlan, MoveStep, Moved};
 pub use moves::{MoveEnd, Reclaimed};
 pub use programs::{
@@ -338,7 +338,7 @@ pub struct Core {
     rules: Rules,
     /// Where the walk over all blocks goes on that another set of rules needs.
     walk: Option<u32>,
-    marks: FxHashMap<BlockKey, Mark>,
+    marks: BTreeMap<BlockKey, Mark>,
     /// Blocks marked anew by engines, and not yet journaled.
     remarked: BTreeSet<BlockKey>,
     /// Of blocks whose time ended before their records say.
@@ -413,7 +413,7 @@ impl Core {
             waiters: FxHashMap::default(),
             rules: Rules::default(),
             walk: None,
-            marks: FxHashMap::default(),
+            marks: BTreeMap::new(),
             remarked: BTreeSet::new(),
             expired_records: Vec::new(),
             replications: VecDeque::new(),

@@ -191,15 +191,20 @@ impl Core {
         Reservation::Granted(frames)
     }
 
-    /// A block that is here already was written again. One that spans two types is of the more durable one.
+    /// A block that is here already was written again. One that spans two types is of the more durable one, and what either
+    /// writer said to keep it from readers and from other places holds.
     fn reuse(&mut self, id: BlockId, template: &Entry) {
         let former = self.catalog.get(id).semantic;
         let semantic = former.more_durable(template.semantic);
+        let confined = self.confined_by(id, template.taints);
         self.use_entry(id, |e| {
             e.touched = template.touched;
             e.semantic = semantic;
         });
-        if semantic != former {
+        if let Some(taints) = &confined {
+            self.set_taints(id, taints);
+        }
+        if semantic != former || confined.is_some() {
             self.remarked(id);
             self.relive(id, None);
         }

@@ -28,14 +28,22 @@ pub(in crate::services) async fn apply(
 ) -> Result<v1::ApplyHintsReply, Status> {
     let owners = owners(message)?;
     let (message_id, mut said, bytes) = read(message)?;
+    let tenant = (!caller.operator).then(|| caller.tenant.clone());
+    // A message that is sent again, after an answer that was lost, must not end what a program began since.
+    if let Some(said) = node.hints.left_before(&owners, &message_id, &tenant, node.now()) {
+        return Ok(reply(&said, false));
+    }
     settle_what_needs_a_request(&mut said);
     carry_out_signals(node, caller, &message.program_id, &mut said).await;
     let ttl = if message.ttl_ms == 0 { DEFAULT_TTL } else { Duration::from_millis(message.ttl_ms).min(MAX_TTL) };
-    let tenant = (!caller.operator).then(|| caller.tenant.clone());
     let left = Left { message_id, said, bytes, ttl };
     let kept = node.hints.leave(owners, left, tenant, node.now());
     let (said, new) = kept.map_err(|full| Status::resource_exhausted(full.to_string()))?;
     said.told().filter(|_| new).for_each(|note| node.hints.counts.note(note));
+    Ok(reply(&said, new))
+}
+
+fn reply(said: &Said, new: bool) -> v1::ApplyHintsReply {
     let told = said.told().map(|note| {
         let mut row = outcome(note);
         match note.outcome() {
@@ -46,7 +54,7 @@ pub(in crate::services) async fn apply(
         }
         row
     });
-    Ok(v1::ApplyHintsReply { outcomes: told.collect() })
+    v1::ApplyHintsReply { outcomes: told.collect() }
 }
 
 fn owners(message: &v1::ApplyHintsRequest) -> Result<Vec<Owner>, Status> {

@@ -122,9 +122,9 @@ async fn mark_keys(
     change: &MarkChange,
 ) -> Result<Vec<(Outcome, &'static str)>, Status> {
     let _turn = node.marks_turn.lock().await;
-    if node.with_core(|core, _| core.make_room_for_marks(keys.len())) {
-        forget(node).await?;
-    }
+    marks::make_room(node, keys.len())
+        .await
+        .map_err(|error| Status::unavailable(format!("the journal cannot be written: {error}")))?;
     let (mut outcomes, mut entries): (Vec<_>, Vec<Entry>) = (Vec::with_capacity(keys.len()), Vec::new());
     for portion in keys.chunks(KEYS_PER_CORE_CALL) {
         let plan = node.with_core(|core, now| core.mark(now, portion, change));
@@ -134,15 +134,4 @@ async fn mark_keys(
     }
     durable(node, entries, "marked now, but a restart may forget it").await?;
     Ok(outcomes)
-}
-
-/// Takes out of the journal what the core has forgotten.
-async fn forget(node: &Arc<Node>) -> Result<(), Status> {
-    let of_task = Arc::clone(node);
-    let retain = move || of_task.journal.retain_marks(|key, _| of_task.read_core(|core| core.has_mark(key)));
-    match tokio::task::spawn_blocking(retain).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Status::unavailable(format!("the journal cannot be written: {error}"))),
-        Err(_) => Err(Status::internal("the journal's task died")),
-    }
 }
