@@ -197,7 +197,7 @@ fn core_gauges(page: &mut Page, core: &Core) {
 
 fn claims(page: &mut Page, core: &Core) {
     let held = core.claims_held().map(|(kind, count)| ("kind", kind, count));
-    page.family("kvtier_claims", "gauge", "Claims that live; for hints, the blocks they hold.", held);
+    page.family("kvtier_claims", "gauge", "Claims that live; for hints and stems, the blocks they hold.", held);
     let tiers = [Tier::Host, Tier::Disk];
     let bytes = |pick: fn((u64, u64)) -> u64| tiers.map(|t| ("tier", t.name(), pick(core.claimed(t))));
     page.family("kvtier_claimed_bytes", "gauge", "Bytes that hard claims hold.", bytes(|(claimed, _)| claimed));

@@ -39,7 +39,7 @@ mod rules;
 
 pub use attachment::{AttachSpec, AttachmentId, AttachmentInfo, Role};
 pub use catalog::{BlockId, Scope, Source};
-pub use claims::{ClaimsConfig, MAX_CLAIMS_PER_BLOCK, MAX_HINTED, MAX_REMEMBERED, TierBudget};
+pub use claims::{ClaimsConfig, MAX_CLAIMS_PER_BLOCK, MAX_HINTED, MAX_REMEMBERED, MAX_STEM_BLOCKS, TierBudget};
 pub use core::{
     Action, AnswerFrame, BlockView, ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, Claiming, Core, CoreConfig,
     CoreError, Counts, EvictPlan, Explained, ExportError, ExportRequest, Exported, FetchConfig, FetchEnd, Freed,

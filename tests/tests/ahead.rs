@@ -20,12 +20,23 @@ fn displaced(daemon: &Daemon, engine: &mut Engine, program: &str) -> Prompt {
     let prompt = Prompt::new(program, BLOCKS);
     engine.speak_for(program, "", "");
     engine.put_all(&prompt);
+    press(daemon, engine, program);
+    prompt
+}
+
+/// Others need more than there is of host memory.
+fn press(daemon: &Daemon, engine: &mut Engine, when: &str) {
     engine.speak_for("others", "", "");
     for n in 0..12 {
-        engine.put_all(&Prompt::new(format!("{program}: pressure {n}"), 32));
+        engine.put_all(&Prompt::new(format!("{when}: pressure {n}"), 32));
         daemon.wait_offloaded();
     }
-    prompt
+}
+
+/// How many blocks of a prompt are in host memory.
+fn in_memory(daemon: &Daemon, prompt: &Prompt) -> usize {
+    let blocks = daemon.control().locate(&Shape::default().keys(0, prompt)).expect("blocks");
+    blocks.iter().filter(|b| b.replicas.iter().any(|r| r.tier() == Tier::Host)).count()
 }
 
 fn brought(daemon: &Daemon, fate: &str, bytes: u64) {
@@ -65,4 +76,60 @@ fn what_a_program_needs_is_back_before_it_returns() {
     signal(&daemon, "quitter", v1::SignalKind::Completion, 0);
     brought(&daemon, "wasted", u64::from(BLOCKS) * BLOCK);
     brought(&daemon, "outstanding", 0);
+}
+
+fn fork(daemon: &Daemon, program: &str, branches: [&str; 2]) {
+    let children = branches.map(str::to_owned).to_vec();
+    let kind = v1::SignalKind::Fork.into();
+    let signal = v1::SignalRequest { program_id: program.into(), kind, children, ..Default::default() };
+    assert_eq!(daemon.control().signal(signal).expect("an answer").outcome(), v1::Outcome::Applied);
+}
+
+#[test]
+fn a_stem_stays_in_memory_until_every_branch_has_called() {
+    let daemon = daemon!(Setup { host_mib: 16, sections: OLDEST_FIRST.into(), ..Setup::default() });
+    let mut engine = Engine::attach(&daemon, &Shape::default());
+    let stem = Prompt::new("stem", BLOCKS);
+    engine.speak_for("main", "", "");
+    engine.put_all(&stem);
+    fork(&daemon, "main", ["left", "right"]);
+    let held = |blocks: u64| {
+        daemon.wait_status("the stem", |status| count(&status.policy, "claims_stem_blocks") == blocks);
+    };
+    held(BLOCKS.into());
+    press(&daemon, &mut engine, "nobody came");
+    assert_eq!(in_memory(&daemon, &stem), BLOCKS as usize);
+    engine.speak_for("left", "main", "");
+    assert_eq!(engine.get(&stem).hit.host_tokens, TOKENS);
+    press(&daemon, &mut engine, "one came");
+    assert_eq!(in_memory(&daemon, &stem), BLOCKS as usize, "the other is still to come");
+    // One that ends without ever having called needs it no more either.
+    signal(&daemon, "right", v1::SignalKind::Cancellation, 0);
+    held(0);
+    press(&daemon, &mut engine, "all came");
+    assert_eq!(in_memory(&daemon, &stem), 0);
+}
+
+#[test]
+fn the_context_of_a_program_is_back_when_its_last_branch_ends() {
+    let sections = format!("{OLDEST_FIRST}[programs]\nprefetch_share_percent = 10\n");
+    let daemon = daemon!(Setup { host_mib: 16, sections, ..Setup::default() });
+    let mut engine = Engine::attach(&daemon, &Shape::default());
+    let stem = Prompt::new("stem", BLOCKS);
+    engine.speak_for("main", "", "");
+    engine.put_all(&stem);
+    fork(&daemon, "main", ["left", "right"]);
+    for branch in ["left", "right"] {
+        engine.speak_for(branch, "main", "");
+        assert_eq!(engine.get(&stem).hit.host_tokens, TOKENS);
+    }
+    press(&daemon, &mut engine, "branches work");
+    assert_eq!(in_memory(&daemon, &stem), 0);
+    signal(&daemon, "left", v1::SignalKind::Completion, 0);
+    signal(&daemon, "right", v1::SignalKind::Completion, 0);
+    brought(&daemon, "outstanding", u64::from(BLOCKS) * BLOCK);
+    kvtier_tests::wait::until("the context in memory", || (in_memory(&daemon, &stem) == BLOCKS as usize).then_some(()));
+    engine.speak_for("main", "", "");
+    assert_eq!(engine.get(&stem).hit.host_tokens, TOKENS);
+    brought(&daemon, "useful", u64::from(BLOCKS) * BLOCK);
 }

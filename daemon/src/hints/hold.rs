@@ -144,6 +144,6 @@ async fn pin(node: &Arc<Node>, name: ClaimName, (mut keys, ttl): (Vec<BlockKey>,
 }
 
 fn claims_of_others_need_room(node: &Arc<Node>) -> bool {
-    let [(_, pins), (_, retains), _] = node.read_core(kvtier_policy::Core::claims_held);
+    let [(_, pins), (_, retains), ..] = node.read_core(kvtier_policy::Core::claims_held);
     pins + retains >= node.config.claims.max_claims as u64 / 2
 }

@@ -196,12 +196,13 @@ fn status(node: &Arc<Node>) -> v1::StatusReply {
 
 /// Claims and what became of calls for them.
 pub(crate) fn claim_counts(core: &Core) -> impl Iterator<Item = (&'static str, u64)> {
-    let [pins, retains, hints] = core.claims_held().map(|(_, count)| count);
+    let [pins, retains, hints, stems] = core.claims_held().map(|(_, count)| count);
     let counts = core.claim_counts();
     [
         ("claims_pin", pins),
         ("claims_retain", retains),
         ("claims_hint_blocks", hints),
+        ("claims_stem_blocks", stems),
         ("claims_made", counts.made),
         ("claims_clipped", counts.clipped),
         ("claims_rejected", counts.rejected),

@@ -9,10 +9,11 @@
 //! - No charge ever passes a budget: what does not fit is not claimed.
 //!
 //! *Bounds*: [`ClaimsConfig::max_claims`] claims with [`ClaimsConfig::max_blocks`] blocks in all,
-//! [`MAX_CLAIMS_PER_BLOCK`] on one block, [`MAX_HINTED`] blocks held by hints, [`MAX_REMEMBERED`] ended claims.
+//! [`MAX_CLAIMS_PER_BLOCK`] on one block, [`MAX_HINTED`] blocks held by hints, [`MAX_STEM_BLOCKS`] for branches, [`MAX_REMEMBERED`] ended claims.
 
 mod hinted;
 mod making;
+mod stems;
 mod usage;
 
 #[cfg(test)]
@@ -29,6 +30,8 @@ use crate::entry::Kept;
 pub(crate) use hinted::Hinted;
 pub use hinted::MAX_HINTED;
 pub(crate) use making::{Cutting, Fitting, Taking};
+pub use stems::MAX_STEM_BLOCKS;
+use stems::Stems;
 use usage::Usage;
 
 /// Claims on one block at once.
@@ -162,6 +165,7 @@ pub(crate) struct Claims {
     remembered: BTreeMap<ClaimName, u64>,
     forget: VecDeque<ClaimName>,
     pub(crate) hinted: Hinted,
+    pub(crate) stems: Stems,
     /// Blocks of which something else is said now than their entries know.
     pub(crate) unsettled: VecDeque<BlockKey>,
 }
@@ -185,6 +189,7 @@ impl Claims {
             remembered: BTreeMap::new(),
             forget: VecDeque::new(),
             hinted: Hinted::default(),
+            stems: Stems::default(),
             unsettled: VecDeque::new(),
         }
     }
@@ -357,7 +362,7 @@ impl Claims {
 
     /// What is held of a block: tiers, bytes charged, and the priority of its strongest soft claim.
     pub(crate) fn held(&self, key: &BlockKey) -> (Kept, u64, Option<u8>) {
-        let hint = self.hinted.priority(key);
+        let hint = self.hinted.priority(key).max(self.stems.priority(key));
         let Some(holding) = self.blocks.get(key) else { return (Kept::default(), 0, hint) };
         let mut priority = hint;
         let mut kept = Kept::default();
@@ -372,7 +377,7 @@ impl Claims {
 
     /// Whether anything is held of a block.
     pub(crate) fn holds(&self, key: &BlockKey) -> bool {
-        self.blocks.contains_key(key) || self.hinted.priority(key).is_some()
+        self.blocks.contains_key(key) || self.hinted.priority(key).is_some() || self.stems.priority(key).is_some()
     }
 
     /// Whether a claim that somebody named holds a block.

@@ -151,6 +151,23 @@ impl Core {
         if all { Outcome::Applied } else { Outcome::Clipped }
     }
 
+    /// Holds blocks that branches are about to read, in order, as far as there is room: answers with how many. What follows is
+    /// for [`Self::settle_claims`].
+    pub fn hold_stem(&mut self, keys: &[BlockKey]) -> usize {
+        let held = keys.iter().take_while(|key| self.claims.stems.hold(**key)).count();
+        self.claims.unsettled.extend(&keys[..held]);
+        held
+    }
+
+    /// Lets go of blocks that were held so.
+    pub fn let_stem_go(&mut self, keys: &[BlockKey]) {
+        for key in keys {
+            if self.claims.stems.let_go(key) {
+                self.claims.unsettled.push_back(*key);
+            }
+        }
+    }
+
     /// A claim as it is.
     #[must_use]
     pub fn claim_view(&self, now: Instant, name: &ClaimName) -> Option<ClaimView> {
@@ -193,12 +210,17 @@ impl Core {
         (self.claims.node_bytes()[tier.index()], self.claims.config.budgets[tier.index()].node_bytes)
     }
 
-    /// Hard claims, soft claims, and blocks retained by hints.
+    /// Hard claims, soft claims, blocks retained by hints, and blocks held for branches.
     #[must_use]
-    pub fn claims_held(&self) -> [(&'static str, u64); 3] {
+    pub fn claims_held(&self) -> [(&'static str, u64); 4] {
         let hard = self.claims.after(None).filter(|(_, c)| matches!(c.kind, ClaimKind::Pin(_))).count();
         let soft = self.claims.len() - hard;
-        [("pin", hard as u64), ("retain", soft as u64), ("hint", self.claims.hinted.len() as u64)]
+        [
+            ("pin", hard as u64),
+            ("retain", soft as u64),
+            ("hint", self.claims.hinted.len() as u64),
+            ("stem", self.claims.stems.len() as u64),
+        ]
     }
 
     /// Counts of claims so far.

@@ -98,10 +98,28 @@ pub enum ProgramEvent {
         /// When.
         at: Instant,
     },
+    /// It split into branches.
+    Forked {
+        /// Who.
+        name: HolderName,
+        /// The branches.
+        branches: Vec<HolderName>,
+        /// When.
+        at: Instant,
+    },
+    /// It made its first call since it forked, or was forked.
+    Called {
+        /// Who.
+        name: HolderName,
+        /// When.
+        at: Instant,
+    },
     /// It ended.
     Ended {
         /// Who.
         name: HolderName,
+        /// When.
+        at: Instant,
     },
 }
 
@@ -163,6 +181,9 @@ impl Core {
         let known = self.catalog.holders.find(name).map(|id| self.catalog.holders.get(id).state);
         if matches!(known, Some(HolderState::Waiting { .. })) {
             self.note_program(ProgramEvent::Back { name: name.clone(), at });
+        }
+        if self.catalog.holders.take_awaited(name) {
+            self.note_program(ProgramEvent::Called { name: name.clone(), at });
         }
     }
 
@@ -275,6 +296,11 @@ impl Core {
             }
         }
         self.restand_all(revived);
+        let branches: Vec<HolderName> = children.iter().filter(|name| **name != parent_name).cloned().collect();
+        if !branches.is_empty() {
+            branches.iter().chain([&parent_name]).for_each(|name| self.catalog.holders.await_call(name));
+            self.note_program(ProgramEvent::Forked { name: parent_name, branches, at: now });
+        }
         let outcome = if fresh || children.is_empty() { Outcome::Applied } else { Outcome::Duplicate };
         SignalAnswer { outcome, reason: "", abandoned: Vec::new() }
     }
@@ -308,7 +334,7 @@ impl Core {
             self.catalog.holders.changed(id);
             let name = self.catalog.holders.get(id).name.clone();
             self.calls_end(&name);
-            self.note_program(ProgramEvent::Ended { name: name.clone() });
+            self.note_program(ProgramEvent::Ended { name: name.clone(), at: self.clock });
             self.catalog.events.program_ended(&name, "completed");
         }
         let again = before == HolderState::Ended;
@@ -333,7 +359,7 @@ impl Core {
             if let Some(id) = self.catalog.holders.find(name) {
                 self.catalog.forget_holder(id);
                 self.calls_end(name);
-                self.note_program(ProgramEvent::Ended { name: name.clone() });
+                self.note_program(ProgramEvent::Ended { name: name.clone(), at: self.clock });
                 self.catalog.events.program_ended(name, "abandoned");
             }
             let up_to = self.last_sequence();

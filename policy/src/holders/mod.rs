@@ -122,6 +122,8 @@ pub(crate) struct Holder {
     pub(crate) context: BTreeSet<BlockId>,
     /// Its context was rewritten: tips older than its next call are former.
     pub(crate) rewritten: bool,
+    /// It forked, or was forked, and did not call since.
+    pub(crate) awaited: bool,
     touched: u64,
 }
 
@@ -137,6 +139,7 @@ impl Holder {
             former: BTreeSet::new(),
             context: BTreeSet::new(),
             rewritten: false,
+            awaited: false,
             touched,
         }
     }

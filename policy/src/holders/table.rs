@@ -37,6 +37,18 @@ impl Holders {
         self.names.get(name).copied()
     }
 
+    /// A holder's next call is to be told of.
+    pub(crate) fn await_call(&mut self, name: &HolderName) {
+        if let Some(id) = self.find(name) {
+            self.get_mut(id).awaited = true;
+        }
+    }
+
+    /// Whether a holder's call was to be told of.
+    pub(crate) fn take_awaited(&mut self, name: &HolderName) -> bool {
+        self.find(name).is_some_and(|id| std::mem::take(&mut self.get_mut(id).awaited))
+    }
+
     pub(crate) fn get(&self, id: HolderId) -> &Holder {
         self.slab[id.0 as usize].as_ref().expect("holder ids are held only while their holder is present")
     }

@@ -6,6 +6,7 @@
 
 mod admission;
 mod durations;
+mod joins;
 mod order;
 mod placement;
 mod proactive;
@@ -14,6 +15,7 @@ mod sketch;
 
 pub use admission::{Admission, AdmissionConfig};
 pub use durations::{Durations, Return};
+pub use joins::{Joins, MAX_BRANCHES};
 pub use order::{Rank, attained_bucket, upward_ranks};
 pub use placement::{Candidate, Choice, Reason, STICK_SHARE, place, split};
 pub use proactive::{Fate, Proactive, ProactiveConfig, Spent};

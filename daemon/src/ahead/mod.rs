@@ -2,13 +2,16 @@
 //! others, and gets it again shortly before it returns.
 //!
 //! When it will be back is learnt: announcements by what they were worth, and pauses without one by what pauses took. What is
-//! brought is bounded by a budget, and every byte is counted once as useful, late, wasted or refused.
+//! brought is bounded by a budget, and every byte is counted once as useful, late, wasted or refused. Programs that wait for
+//! their branches are [`forks`]' business.
+
+mod forks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::programs::{Durations, Proactive, ProactiveConfig, Spent};
+use kvtier_policy::programs::{Durations, Joins, Proactive, ProactiveConfig, Spent};
 use kvtier_policy::{HolderName, ProgramEvent};
 use kvtier_types::{BlockKey, Instant, Tier};
 use parking_lot::Mutex;
@@ -40,8 +43,13 @@ pub(crate) struct Ahead {
 
 struct Inner {
     durations: Durations,
+    /// How long branches take from their first call on.
+    branches: Durations,
     proactive: Proactive,
     waits: BTreeMap<u64, Wait>,
+    joins: Joins,
+    /// Programs that forked and did not call since.
+    forks: BTreeMap<u64, forks::Fork>,
     /// Bytes a second.
     rate: f64,
     /// Programs whose state is on its way up.
@@ -53,6 +61,8 @@ struct Wait {
     name: HolderName,
     began: Instant,
     announced: Option<Duration>,
+    /// For branches, not for a tool.
+    joins: bool,
 }
 
 impl Ahead {
@@ -61,6 +71,9 @@ impl Ahead {
             durations: Durations::default(),
             proactive: Proactive::new(ProactiveConfig { budget_bytes, patience: PATIENCE }),
             waits: BTreeMap::new(),
+            branches: Durations::default(),
+            joins: Joins::default(),
+            forks: BTreeMap::new(),
             rate: FIRST_RATE,
             running: 0,
         };
@@ -104,8 +117,9 @@ pub(crate) async fn run(node: Arc<Node>) {
         }
         let (events, now) = node.with_core(|core, now| (core.take_program_events(), now));
         for event in events {
-            hear(&node, event);
+            hear(&node, event).await;
         }
+        forks::give_up(&node, now).await;
         loop {
             let due = {
                 let mut inner = node.ahead.inner.lock();
@@ -117,7 +131,7 @@ pub(crate) async fn run(node: Arc<Node>) {
     }
 }
 
-fn hear(node: &Arc<Node>, event: ProgramEvent) {
+async fn hear(node: &Arc<Node>, event: ProgramEvent) {
     match event {
         ProgramEvent::Waits { name, returns_in, at } => {
             let bytes = node.read_core(|core| core.context_bytes(&name));
@@ -131,10 +145,9 @@ fn hear(node: &Arc<Node>, event: ProgramEvent) {
                 }
             }
             if let Some(expected) = inner.durations.expect(kind, returns_in, Duration::ZERO) {
-                let transfer = OVERHEAD + Duration::from_secs_f64(bytes as f64 / inner.rate);
-                inner.proactive.wait(at, number, (expected, transfer));
+                inner.proactive.wait(at, number, (expected, transfer_of(bytes, inner.rate)));
             }
-            inner.waits.insert(number, Wait { name, began: at, announced: returns_in });
+            inner.waits.insert(number, Wait { name, began: at, announced: returns_in, joins: false });
         }
         ProgramEvent::Back { name, at } => {
             let (number, kind) = (name.number(), kind(&name));
@@ -142,18 +155,28 @@ fn hear(node: &Arc<Node>, event: ProgramEvent) {
             // It may have gone again since.
             let is_here = !is_brought || absent(node, &name).0.is_empty();
             let inner = &mut *node.ahead.inner.lock();
-            if let Some(wait) = inner.waits.remove(&number) {
+            if let Some(wait) = inner.waits.remove(&number).filter(|wait| !wait.joins) {
                 inner.durations.observe(kind, wait.announced, at.since(wait.began));
             }
             inner.proactive.back(number, is_here);
         }
-        ProgramEvent::Ended { name } => {
+        ProgramEvent::Forked { name, branches, at } => forks::forked(node, name, &branches, at).await,
+        ProgramEvent::Called { name, at } => forks::called(node, &name, at).await,
+        ProgramEvent::Ended { name, at } => {
             let number = name.number();
-            let inner = &mut *node.ahead.inner.lock();
-            inner.waits.remove(&number);
-            inner.proactive.ended(number);
+            {
+                let inner = &mut *node.ahead.inner.lock();
+                inner.waits.remove(&number);
+                inner.proactive.ended(number);
+            }
+            forks::ended(node, &name, at).await;
         }
     }
+}
+
+/// How long so many bytes take to be brought up.
+fn transfer_of(bytes: u64, rate: f64) -> Duration {
+    OVERHEAD + Duration::from_secs_f64(bytes as f64 / rate)
 }
 
 /// Blocks of a program's latest context that are not in host memory, and their bytes.

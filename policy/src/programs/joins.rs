@@ -1,0 +1,206 @@
+//! Programs that forked: which of their branches were heard of, and when the last one will be done.
+//!
+//! A fork's stem is needed until every branch has made its first call; the program's own context when the last branch
+//! ends. A branch's end is expected from how long branches took, beyond what it took already.
+//!
+//! *Bounds*: [`MAX_BRANCHES`] branches in all, and as many forks; the oldest fork makes room.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use kvtier_types::Instant;
+
+use super::Return;
+
+/// Branches of all forks that are followed at once.
+pub const MAX_BRANCHES: usize = 65_536;
+
+#[derive(Debug)]
+struct Fork {
+    at: Instant,
+    /// Branches that did not end, with the time of their first call.
+    running: BTreeMap<u64, Option<Instant>>,
+}
+
+/// Forks by the number of the program that forked.
+#[derive(Debug, Default)]
+pub struct Joins {
+    forks: BTreeMap<u64, Fork>,
+    /// Of each branch, the program.
+    parents: BTreeMap<u64, u64>,
+    oldest: BTreeSet<(Instant, u64)>,
+}
+
+impl Joins {
+    /// A program forked, perhaps once more. Answers with the programs that are not followed any more for want of room.
+    pub fn forked(&mut self, now: Instant, program: u64, branches: impl IntoIterator<Item = u64>) -> Vec<u64> {
+        let mut fork = self.take(program).unwrap_or(Fork { at: now, running: BTreeMap::new() });
+        fork.at = now;
+        self.parents.extend(fork.running.keys().map(|branch| (*branch, program)));
+        for branch in branches.into_iter().filter(|branch| *branch != program).take(MAX_BRANCHES) {
+            if self.parents.get(&branch) != Some(&program) {
+                self.leave(branch);
+            }
+            self.parents.insert(branch, program);
+            fork.running.entry(branch).or_insert(None);
+        }
+        if fork.running.is_empty() {
+            return Vec::new();
+        }
+        self.forks.insert(program, fork);
+        self.oldest.insert((now, program));
+        let mut dropped = Vec::new();
+        while self.parents.len().max(self.forks.len()) > MAX_BRANCHES {
+            let Some((_, oldest)) = self.oldest.first().copied() else { break };
+            self.forget(oldest);
+            dropped.push(oldest);
+        }
+        dropped
+    }
+
+    /// A program called. Answers with the one whose branch it is, should this have been its first call.
+    pub fn called(&mut self, now: Instant, branch: u64) -> Option<u64> {
+        let parent = *self.parents.get(&branch)?;
+        let began = self.forks.get_mut(&parent)?.running.get_mut(&branch)?;
+        if began.is_some() {
+            return None;
+        }
+        *began = Some(now);
+        Some(parent)
+    }
+
+    /// A branch ended. Answers with the program that forked it, and how long the branch took since its first call.
+    pub fn ended(&mut self, now: Instant, branch: u64) -> Option<(u64, Option<Duration>)> {
+        let parent = self.parents.remove(&branch)?;
+        let began = self.forks.get_mut(&parent)?.running.remove(&branch)?;
+        Some((parent, began.map(|at| now.since(at))))
+    }
+
+    /// Whether every branch of a program has called or ended.
+    #[must_use]
+    pub fn all_called(&self, program: u64) -> bool {
+        self.forks.get(&program).is_none_or(|fork| fork.running.values().all(Option::is_some))
+    }
+
+    /// When the last branch of a program will have ended, from now on, where `left` says it of one that took so long
+    /// already. `None` where that is not known of one, or the program did not fork.
+    #[must_use]
+    pub fn rest(&self, now: Instant, program: u64, left: impl Fn(Duration) -> Option<Return>) -> Option<Return> {
+        let none = Return { early: Duration::ZERO, usual: Duration::ZERO, late: Duration::ZERO };
+        let mut last = none;
+        for began in self.forks.get(&program)?.running.values() {
+            let took = began.map_or(Duration::ZERO, |at| now.since(at));
+            let whole = left(took)?;
+            let rest = |span: Duration| span.saturating_sub(took);
+            last = Return {
+                early: last.early.max(rest(whole.early)),
+                usual: last.usual.max(rest(whole.usual)),
+                late: last.late.max(rest(whole.late)),
+            };
+        }
+        Some(last)
+    }
+
+    /// Forgets a program: it goes on, or ended. Answers whether it had forked.
+    pub fn forget(&mut self, program: u64) -> bool {
+        self.take(program).is_some()
+    }
+
+    fn take(&mut self, program: u64) -> Option<Fork> {
+        let fork = self.forks.remove(&program)?;
+        self.oldest.remove(&(fork.at, program));
+        fork.running.keys().for_each(|branch| {
+            self.parents.remove(branch);
+        });
+        Some(fork)
+    }
+
+    fn leave(&mut self, branch: u64) {
+        let Some(parent) = self.parents.remove(&branch) else { return };
+        if let Some(fork) = self.forks.get_mut(&parent) {
+            fork.running.remove(&branch);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{prop, proptest};
+
+    use super::*;
+
+    const fn at(secs: u64) -> Instant {
+        Instant::from_nanos(secs * 1_000_000_000)
+    }
+
+    const fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    fn takes(whole: u64) -> impl Fn(Duration) -> Option<Return> {
+        move |_| Some(Return { early: secs(whole), usual: secs(whole * 2), late: secs(whole * 3) })
+    }
+
+    #[test]
+    fn the_stem_is_needed_until_every_branch_called_or_ended() {
+        let mut joins = Joins::default();
+        joins.forked(at(0), 1, [2, 3, 4]);
+        assert_eq!((joins.called(at(1), 2), joins.called(at(2), 2), joins.called(at(2), 9)), (Some(1), None, None));
+        assert!(!joins.all_called(1));
+        joins.called(at(2), 3);
+        assert_eq!(joins.ended(at(3), 4), Some((1, None)), "it never called");
+        assert!(joins.all_called(1));
+        assert_eq!(joins.ended(at(7), 3), Some((1, Some(secs(5)))));
+    }
+
+    #[test]
+    fn the_last_branch_counts_beyond_what_it_took() {
+        let mut joins = Joins::default();
+        joins.forked(at(0), 1, [2, 3]);
+        joins.called(at(0), 2);
+        joins.called(at(4), 3);
+        let rest = joins.rest(at(6), 1, takes(10)).unwrap();
+        assert_eq!((rest.early, rest.usual, rest.late), (secs(8), secs(18), secs(28)));
+        joins.ended(at(6), 3);
+        assert_eq!(joins.rest(at(6), 1, takes(10)).unwrap().early, secs(4));
+        joins.ended(at(6), 2);
+        assert_eq!(joins.rest(at(6), 1, |_| None).unwrap().late, Duration::ZERO, "nothing is left to wait for");
+        assert_eq!(joins.rest(at(6), 5, takes(10)), None);
+    }
+
+    #[test]
+    fn a_second_fork_adds_branches_and_a_branch_has_one_program() {
+        let mut joins = Joins::default();
+        joins.forked(at(0), 1, [2]);
+        joins.called(at(1), 2);
+        joins.forked(at(2), 1, [2, 3]);
+        assert_eq!(joins.called(at(3), 2), None, "it is known to have called");
+        joins.forked(at(4), 7, [3]);
+        assert_eq!(joins.called(at(5), 3), Some(7));
+        assert!(joins.forget(1) && !joins.forget(1));
+        assert_eq!(joins.ended(at(6), 2), None);
+    }
+
+    proptest! {
+        /// However programs fork, call and end, branches and programs name each other, within the bound.
+        #[test]
+        fn branches_and_programs_agree(steps in prop::collection::vec((0_u8..4, 0_u64..6, 0_u64..12), 0..80)) {
+            let mut joins = Joins::default();
+            for (n, (what, program, branch)) in (0..).zip(steps) {
+                match what {
+                    0 => drop(joins.forked(at(n), program, [branch, branch + 1])),
+                    1 => drop(joins.called(at(n), branch)),
+                    2 => drop(joins.ended(at(n), branch)),
+                    _ => drop(joins.forget(program)),
+                }
+                let named: Vec<(u64, u64)> =
+                    joins.forks.iter().flat_map(|(p, f)| f.running.keys().map(|b| (*b, *p))).collect();
+                let mut sorted = named.clone();
+                sorted.sort_unstable();
+                let known: Vec<(u64, u64)> = joins.parents.iter().map(|(b, p)| (*b, *p)).collect();
+                assert_eq!(sorted, known);
+                assert_eq!(joins.oldest.len(), joins.forks.len());
+            }
+        }
+    }
+}
