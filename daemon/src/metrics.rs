@@ -356,6 +356,9 @@ fn cluster(page: &mut Page, node: &Node) {
     page.family("kvtier_outbox_bytes", "gauge", "Bytes of verbs that wait for nodes.", [("", "", bytes as u64)]);
     let help = "Verbs that a node will not be told: too much waited for it, or for too long.";
     page.family("kvtier_outbox_dropped_total", "counter", help, [("", "", dropped)]);
+    let help = "Bytes of shared prefixes that were seen to have copies on other nodes, by reason.";
+    let spread = cluster.spread.bytes().map(|(reason, bytes)| ("reason", reason, bytes));
+    page.family("kvtier_spread_bytes_total", "counter", help, spread);
     let counts = node.read_core(|core| services::cluster_counts(node, core));
     let rows = counts.into_iter().map(|(name, n)| ("what", name, n));
     page.family("kvtier_cluster_blocks_total", "counter", "Block shards exchanged with other nodes.", rows);

@@ -18,6 +18,7 @@ mod movement;
 mod object;
 mod programs;
 mod rules;
+mod spread;
 mod taints;
 mod tenancy;
 mod watch;

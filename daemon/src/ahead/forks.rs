@@ -21,6 +21,7 @@ pub(super) struct Fork {
     /// What is held for its branches, and until when.
     stem: Vec<BlockKey>,
     until: Instant,
+    branches: u32,
 }
 
 /// Branches of one tenant are of a kind.
@@ -46,7 +47,8 @@ pub(super) async fn forked(node: &Arc<Node>, name: HolderName, branches: &[Holde
         for dropped in inner.joins.forked(at, number, branches.iter().map(HolderName::number)) {
             gone.extend(inner.forks.remove(&dropped));
         }
-        let fork = Fork { name, stem: held, until: at + STEM_PATIENCE };
+        let branches = u32::try_from(branches.len()).unwrap_or(u32::MAX);
+        let fork = Fork { name, stem: held, until: at + STEM_PATIENCE, branches };
         gone.extend(inner.forks.insert(number, fork));
         expect(node, inner, number, at);
     }
@@ -121,6 +123,15 @@ fn expect(node: &Arc<Node>, inner: &mut Inner, number: u64, at: Instant) {
     let transfer = transfer_of(node.read_core(|core| core.context_bytes(&name)), inner.rate);
     inner.proactive.wait(at, number, (expected, transfer));
     inner.waits.insert(number, Wait { name, began: at, announced: None, joins: true });
+}
+
+impl super::Ahead {
+    /// The last block of each stem whose branches did not all come yet, and how many branches there are.
+    pub(crate) fn fan_outs(&self) -> Vec<(BlockKey, u32)> {
+        let inner = self.inner.lock();
+        let of = |fork: &Fork| Some((*fork.stem.last()?, fork.branches));
+        inner.forks.values().filter_map(of).collect()
+    }
 }
 
 impl Inner {

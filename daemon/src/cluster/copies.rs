@@ -100,7 +100,7 @@ async fn page(node: &Arc<Node>, cluster: &Arc<Cluster>) -> Option<bool> {
 }
 
 /// Nodes that take copies, the roomiest first.
-fn ready(node: &Node) -> Vec<NodeNumber> {
+pub(super) fn ready(node: &Node) -> Vec<NodeNumber> {
     node.read_core(|core| {
         let now = node.now();
         let mut ready: Vec<_> = core

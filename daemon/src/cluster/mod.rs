@@ -17,6 +17,7 @@ mod peers;
 mod publish;
 mod reap;
 mod session;
+mod spread;
 mod transports;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,7 @@ use crate::directory::{Directory, EmbeddedDirectory, ValkeyDirectory};
 use crate::node::Node;
 use outbox::Outbox;
 use peers::Peers;
+use spread::Spread;
 
 /// A fetch as the core wants it.
 #[derive(Debug, Clone, Copy)]
@@ -91,6 +93,8 @@ pub struct Cluster {
     pub(crate) floor_reads: AtomicU64,
     /// Verbs that wait for nodes that are away.
     pub(crate) outbox: Arc<Outbox>,
+    /// Shared prefixes that were copied to other nodes.
+    pub(crate) spread: Spread,
     peers: Peers,
     state: Mutex<DirectoryState>,
     records: Mutex<Vec<NodeRecord>>,
@@ -128,6 +132,7 @@ impl Cluster {
             beating: Notify::new(),
             floor_reads: AtomicU64::new(0),
             outbox: Arc::new(outbox),
+            spread: Spread::default(),
             peers: Peers::default(),
             state: Mutex::new(DirectoryState::default()),
             records: Mutex::new(Vec::new()),
@@ -141,6 +146,7 @@ impl Cluster {
         node.tasks.spawn(beat::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(publish::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(copies::run(Arc::clone(node), Arc::clone(self)));
+        node.tasks.spawn(spread::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(reap::run(Arc::clone(node), Arc::clone(self)));
         node.tasks.spawn(fanout::run(Arc::clone(node), Arc::clone(&self.outbox)));
         if let Some(floor) = &self.floor {

@@ -12,11 +12,13 @@ pub struct Programs {
     pub prefetch: bool,
     /// Share of host memory in percent that may be brought up and not be used yet.
     pub prefetch_share_percent: u8,
+    /// Whether prefixes that many calls share are copied to other nodes, and to nodes that join.
+    pub replicate: bool,
 }
 
 impl Default for Programs {
     fn default() -> Self {
-        Self { prefetch: true, prefetch_share_percent: 10 }
+        Self { prefetch: true, prefetch_share_percent: 10, replicate: true }
     }
 }
 

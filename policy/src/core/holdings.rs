@@ -88,6 +88,25 @@ impl Core {
         Some(keys)
     }
 
+    /// Prefixes that many calls share, by the key of their last block, the most used first, with uses per second.
+    #[must_use]
+    pub fn hottest(&self, now: Instant, most: usize) -> Vec<(BlockKey, f64)> {
+        self.hot.hottest(now).take(most).collect()
+    }
+
+    /// The block before this one in the prefix, and the bytes of this one's shards. `None` where nothing of it is here, or it may
+    /// not go to other nodes.
+    #[must_use]
+    pub fn step_up(&self, key: &BlockKey) -> Option<(Option<BlockKey>, u64)> {
+        let shards = self.catalog.find_all(key);
+        let entry = self.catalog.get(*shards.first()?);
+        if !shards.iter().all(|id| self.may_leave(self.catalog.get(*id))) {
+            return None;
+        }
+        let bytes = shards.iter().map(|id| u64::from(self.catalog.get(*id).bytes)).sum();
+        Some((entry.parent.map(|parent| self.catalog.get(parent).key), bytes))
+    }
+
     /// About how many bytes the latest context of a program or session has.
     #[must_use]
     pub fn context_bytes(&self, name: &HolderName) -> u64 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvtier_types::{
-    BlockKey, GroupSpec, Instant, Layout, Origin, RequestHints, TenantId, Tier, Toleration, usable_prefix,
+    BlockKey, GroupSpec, Instant, Layout, Origin, RequestHints, SemanticType, TenantId, Tier, Toleration, usable_prefix,
 };
 
 use super::{Core, CoreError, Located, Look};
@@ -150,6 +150,10 @@ impl Core {
             tolerations: request.hints.tolerations,
             blocks,
         };
+        let shared = self.shared_prefix(&lease.blocks, reference_group(&layout.groups));
+        if let Some(last) = shared {
+            self.hot.used(now, self.catalog.get(last).key);
+        }
         self.take_lease(id, lease);
         self.end_call();
         let attachment = self.attachments.get_mut(&request.attachment).ok_or(CoreError::UnknownAttachment)?;
@@ -248,6 +252,17 @@ impl Core {
         }
         out.sort_unstable_by_key(|l| (l.group, l.block, l.shard));
         out
+    }
+
+    /// The last of the leading blocks that others are likely to use too: system prompts, tools, and what more than one program
+    /// holds.
+    fn shared_prefix(&self, blocks: &[Leased], reference: usize) -> Option<BlockId> {
+        let of_group = blocks.iter().filter(|l| usize::from(l.group) == reference && l.shard == 0);
+        let is_shared = |id: &BlockId| {
+            let entry = self.catalog.get(*id);
+            matches!(entry.semantic, SemanticType::SystemPrompt | SemanticType::ToolDefinition) || entry.held > 1
+        };
+        of_group.map(|l| l.id).take_while(is_shared).last()
     }
 
     fn take_lease(&mut self, id: LeaseId, mut lease: Lease) {

@@ -81,6 +81,7 @@ use crate::ledger::Ledger;
 use crate::limits::GHOST_KEYS;
 use crate::members::Members;
 use crate::pools::Pools;
+use crate::programs::Hot;
 use crate::rules::Rules;
 use export::Hold;
 use spaces::KnownSpaces;
@@ -339,6 +340,7 @@ pub struct Core {
     /// Where the walk over all blocks goes on that another set of rules needs.
     walk: Option<u32>,
     marks: BTreeMap<BlockKey, Mark>,
+    hot: Hot,
     /// Blocks marked anew by engines, and not yet journaled.
     remarked: BTreeSet<BlockKey>,
     /// Of blocks whose time ended before their records say.
@@ -414,6 +416,7 @@ impl Core {
             rules: Rules::default(),
             walk: None,
             marks: BTreeMap::new(),
+            hot: Hot::default(),
             remarked: BTreeSet::new(),
             expired_records: Vec::new(),
             replications: VecDeque::new(),

@@ -6,6 +6,7 @@
 
 mod admission;
 mod durations;
+mod hot;
 mod joins;
 mod order;
 mod placement;
@@ -15,6 +16,7 @@ mod sketch;
 
 pub use admission::{Admission, AdmissionConfig};
 pub use durations::{Durations, Return};
+pub use hot::{Hot, MAX_PREFIXES};
 pub use joins::{Joins, MAX_BRANCHES};
 pub use order::{Rank, attained_bucket, upward_ranks};
 pub use placement::{Candidate, Choice, Reason, STICK_SHARE, place, split};

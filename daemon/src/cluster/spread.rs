@@ -1,0 +1,151 @@
+//! Copies of prefixes that many calls share: on as many nodes as their use is worth, and on nodes that join.
+//!
+//! A node spreads what its own engines use. One prefix is copied at a time, behind what somebody waits for, and none that is
+//! larger than what may be brought up ahead of programs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kvtier_policy::Core;
+use kvtier_policy::programs::replicas;
+use kvtier_types::{BlockKey, Instant, NodeNumber, TenantId};
+use tokio::time::interval;
+
+use super::{Cluster, copies};
+use crate::node::Node;
+use crate::operations::{self, Operations, Terms, Wish};
+use crate::services::KEYS_PER_CORE_CALL;
+
+/// How often it is looked for what is worth copies.
+const EVERY: Duration = Duration::from_secs(2);
+/// Prefixes looked at.
+const MOST: usize = 32;
+/// Prefixes that a node gets when it joins.
+const ON_JOINING: usize = 16;
+/// Blocks of a prefix.
+const LONGEST: usize = 4096;
+/// Copies that were made are not looked for again before.
+const AGAIN: Duration = Duration::from_secs(300);
+/// Longest that copying one prefix may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Why a prefix is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// It is used so often.
+    Use,
+    /// Branches are about to read it.
+    FanOut,
+    /// A node joined.
+    Joined,
+}
+
+/// Bytes that were copied, by reason.
+#[derive(Debug, Default)]
+pub(crate) struct Spread([AtomicU64; 3]);
+
+impl Spread {
+    /// By the name of the reason.
+    pub(crate) fn bytes(&self) -> [(&'static str, u64); 3] {
+        let [used, fan_out, joined] = [0, 1, 2].map(|at: usize| self.0[at].load(Ordering::Relaxed));
+        [("use", used), ("fan_out", fan_out), ("joined", joined)]
+    }
+}
+
+/// What was done so far.
+#[derive(Default)]
+struct Done {
+    /// Copies on other nodes that prefixes have, and when that was seen to.
+    copies: BTreeMap<BlockKey, (usize, Instant)>,
+    /// Nodes that were here already, with their lives.
+    nodes: Option<BTreeSet<(NodeNumber, u64)>>,
+}
+
+/// Spreads prefixes until this node stops.
+pub(super) async fn run(node: Arc<Node>, cluster: Arc<Cluster>) {
+    if !node.config.programs.replicate {
+        return;
+    }
+    let (mut ticks, mut done) = (interval(EVERY), Done::default());
+    loop {
+        tokio::select! {
+            () = node.stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if !node.is_draining() && cluster.directory_state().away.is_none() {
+            look(&node, &cluster, &mut done).await;
+        }
+    }
+}
+
+async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
+    let ready = copies::ready(node);
+    let now = node.now();
+    let hot = node.read_core(|core| core.hottest(now, MOST));
+    for newcomer in newcomers(node, &ready, done) {
+        for (prefix, _) in hot.iter().take(ON_JOINING) {
+            copy(node, cluster, prefix, (Wish { copies: 1, nodes: vec![newcomer] }, Reason::Joined)).await;
+        }
+    }
+    let mut wanted: BTreeMap<BlockKey, (f64, u32)> = hot.into_iter().map(|(key, rate)| (key, (rate, 0))).collect();
+    for (prefix, branches) in node.ahead.fan_outs() {
+        wanted.entry(prefix).or_default().1 = branches;
+    }
+    done.copies.retain(|key, (_, at)| wanted.contains_key(key) && now.since(*at) < AGAIN);
+    let nodes = u32::try_from(ready.len() + 1).unwrap_or(u32::MAX);
+    for (prefix, (rate, branches)) in wanted {
+        let copies = replicas(rate, branches, nodes).saturating_sub(1) as usize;
+        let has = done.copies.get(&prefix).map_or(0, |(copies, _)| *copies);
+        if copies <= has {
+            continue;
+        }
+        let reason =
+            if replicas(rate, 0, nodes) < replicas(rate, branches, nodes) { Reason::FanOut } else { Reason::Use };
+        done.copies.insert(prefix, (copies, now));
+        copy(node, cluster, &prefix, (Wish { copies, nodes: Vec::new() }, reason)).await;
+    }
+}
+
+/// Nodes that were not here when it was last looked; none the first time, when this node is itself the newcomer.
+fn newcomers(node: &Arc<Node>, ready: &[NodeNumber], done: &mut Done) -> Vec<NodeNumber> {
+    let lives: BTreeSet<(NodeNumber, u64)> = node.read_core(|core| {
+        let life = |number: &NodeNumber| Some((*number, core.members().get(*number)?.record.edition.incarnation()));
+        ready.iter().filter_map(life).collect()
+    });
+    let former = done.nodes.replace(lives.clone());
+    let Some(former) = former else { return Vec::new() };
+    lives.difference(&former).map(|(number, _)| *number).collect()
+}
+
+/// A block and those before it, the first first; nothing where that is more than is worth it, or may not leave this node.
+fn prefix_to(node: &Arc<Node>, last: BlockKey) -> Option<Vec<BlockKey>> {
+    let (mut next, mut keys, mut bytes) = (Some(last), Vec::new(), 0);
+    let mut walk = |core: &Core| {
+        for _ in 0..KEYS_PER_CORE_CALL {
+            let Some(key) = next else { return Ok(false) };
+            let (before, own) = core.step_up(&key).ok_or(())?;
+            keys.push(key);
+            bytes += own;
+            next = before;
+        }
+        if keys.len() < LONGEST { Ok(true) } else { Err(()) }
+    };
+    node.read_core_in_steps(&mut walk).ok()?;
+    keys.reverse();
+    (bytes <= node.config.prefetch_budget()).then_some(keys)
+}
+
+async fn copy(node: &Arc<Node>, cluster: &Cluster, prefix: &BlockKey, (wish, reason): (Wish, Reason)) {
+    let Some(keys) = prefix_to(node, *prefix) else { return };
+    let goals: Vec<_> = keys.into_iter().map(|key| (0, key)).collect();
+    let terms = Terms { verb: "Replicate ahead", tenant: TenantId::shared(), total: goals.len() as u64, limit: LIMIT };
+    let of_work = Arc::clone(node);
+    let begun = Operations::begin(node, terms, |operation| operations::replicate(of_work, operation, goals, wish));
+    let Some(operation) = begun else { return };
+    operation.ended(LIMIT).await;
+    let copied = operation.view().bytes;
+    cluster.spread.0[reason as usize].fetch_add(copied, Ordering::Relaxed);
+    tracing::debug!(%prefix, ?reason, copied, "a shared prefix was copied to other nodes");
+}

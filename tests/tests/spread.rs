@@ -1,0 +1,70 @@
+//! Prefixes that many calls share get copies on other nodes.
+
+use kvtier_proto::v1;
+use kvtier_tests::valkey::Valkey;
+use kvtier_tests::wait::until;
+use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
+use serde_json::json;
+
+const BLOCKS: u32 = 20;
+
+fn start(node_id: &str, valkey: &Valkey) -> Daemon {
+    daemon!(Setup { node_id: node_id.into(), directory: Some(valkey.url()), ..Setup::default() })
+}
+
+/// A node that wrote a prompt, and its engine.
+fn with_prompt(valkey: &Valkey, program: &str) -> (Daemon, Engine, Prompt) {
+    let a = start("a", valkey);
+    let mut engine = Engine::attach(&a, &Shape::default());
+    let prompt = Prompt::new("shared", BLOCKS);
+    engine.says(&json!({"program_id": program, "semantic": "SYSTEM_PROMPT"}));
+    engine.put_all(&prompt);
+    (a, engine, prompt)
+}
+
+fn has_all(daemon: &Daemon, prompt: &Prompt) {
+    let keys = Shape::default().keys(0, prompt);
+    let own = daemon.status().node_id;
+    until("copies of all blocks", || {
+        let blocks = daemon.control().locate(&keys).ok()?;
+        let here = |b: &v1::BlockInfo| b.replicas.iter().any(|r| r.node_id == own);
+        (blocks.len() == keys.len() && blocks.iter().all(here)).then_some(())
+    });
+}
+
+#[test]
+fn what_is_used_often_gets_a_copy_and_so_does_a_node_that_joins() {
+    let Some(valkey) = Valkey::start() else {
+        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        return;
+    };
+    let (a, mut engine, prompt) = with_prompt(&valkey, "first");
+    let b = start("b", &valkey);
+    until("the nodes to know each other", || (a.control().nodes().ok()?.nodes.len() == 2).then_some(()));
+    for n in 0..8 {
+        engine.speak_for(&format!("program {n}"), "", "");
+        engine.get(&prompt);
+    }
+    has_all(&b, &prompt);
+    let c = start("c", &valkey);
+    has_all(&c, &prompt);
+}
+
+#[test]
+fn branches_that_are_to_come_are_reason_enough() {
+    let Some(valkey) = Valkey::start() else {
+        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        return;
+    };
+    let (a, _engine, prompt) = with_prompt(&valkey, "main");
+    let b = start("b", &valkey);
+    until("the nodes to know each other", || (a.control().nodes().ok()?.nodes.len() == 2).then_some(()));
+    let fork = v1::SignalRequest {
+        program_id: "main".into(),
+        kind: v1::SignalKind::Fork.into(),
+        children: (0..4).map(|n| format!("branch {n}")).collect(),
+        ..Default::default()
+    };
+    a.control().signal(fork).expect("an answer");
+    has_all(&b, &prompt);
+}
