@@ -1,7 +1,7 @@
 """One agent's story against a real server and daemon, as an application would write it; its figures as JSON.
 
 usage: agents_story.py {langgraph|llama_index} --server URL --daemon SOCKET --kvtier PROGRAM [--bare]
-The agent calls two tools, is forked into three branches of which one is abandoned, joined and finished. A model of
+The agent calls two tools, of which the second takes long enough that others take its memory, is forked into three branches of which one is abandoned, joined and finished. A model of
 random weights calls no tools: the calls are put into its real answers. Before the fork, and before the last question,
 the server's own prefix cache is emptied: what is not computed anew then comes from kvtierd. `--bare` does without the
 helpers. Runs in the environment that setup_agents.sh makes.
@@ -12,6 +12,7 @@ import asyncio
 import json
 import random
 import sys
+import time
 import urllib.request
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +27,9 @@ from kvtier_agents import transport  # noqa: E402
 
 BRANCHES = "abc"
 ABANDONED = "c"
+WEATHER_SECONDS = 2
+# What happens while the second tool runs.
+MEANWHILE: list = []
 SYSTEM_CHARS, BRANCH_CHARS, JOIN_CHARS = 700, 500, 300
 # Letters, so that a token is a letter whichever way it is read.
 LETTERS = list(range(68, 94))
@@ -40,11 +44,15 @@ def text(seed: str, chars: int) -> str:
 
 def weather(city: str) -> str:
     """Says how the weather is."""
+    # From this the daemon learns what tools take.
+    time.sleep(WEATHER_SECONDS)
     return f"{city}: " + text(f"weather in {city}", 200)
 
 
 def trains(city: str) -> str:
     """Says when trains leave."""
+    for meanwhile in MEANWHILE:
+        meanwhile()
     return f"{city}: " + text(f"trains to {city}", 200)
 
 
@@ -106,7 +114,24 @@ class Story:
         self.daemon.settle()
         self.phases.append({"name": name, "requests": self.requests, **self.daemon.counted()})
         self.requests = []
+        self.forget()
+
+    def forget(self) -> None:
+        """The server forgets its own cache."""
         urllib.request.urlopen(f"{self.url}/reset_prefix_cache", data=b"", timeout=30).close()
+
+    def displace(self) -> None:
+        """What the program has is on disk only, as if others had needed the memory; waits until it is brought back."""
+        self.daemon.settle()
+        before = self.daemon.counted()
+        self.daemon.kvtier("evict", "--program", self.name, "--tier", "host")
+        self.forget()
+        self.daemon.wait("bring the program's context back", lambda: self.prefetched("outstanding") > 0)
+        self.seen["displaced"] = before
+
+    def prefetched(self, fate: str) -> int:
+        """Bytes that the daemon brought before programs came back."""
+        return {c["name"]: c["value"] for c in self.daemon.status()["policy"]}[f"prefetch_{fate}_bytes"]
 
     def look(self, name: str) -> None:
         """What the daemon has now, once it has heard what was said."""
@@ -301,10 +326,14 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true")
     args = parser.parse_args()
     story = Story(args)
+    if not args.bare:
+        MEANWHILE.append(story.displace)
     answers = {"langgraph": langgraph, "llama_index": llama_index}[args.framework](story)
     story.look("ended")
     counts = {"requests": dict(story.shared.counts), "signals": dict(story.signals.counts)}
-    print(json.dumps({"answers": answers, "phases": story.phases, "seen": story.seen, "counts": counts}))
+    prefetched = {fate: story.prefetched(fate) for fate in ("useful", "late", "wasted")}
+    told = {"answers": answers, "phases": story.phases, "seen": story.seen}
+    print(json.dumps({**told, "counts": counts, "prefetched": prefetched}))
 
 
 if __name__ == "__main__":

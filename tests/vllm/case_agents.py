@@ -134,12 +134,24 @@ def branch_is_freed(told: dict, name: str, stem: int) -> None:
     check(ended["state"] == "ended", f"the program has ended: {ended}")
 
 
+def memory_is_back_at_the_resume(told: dict) -> None:
+    """Its context went while a tool ran: what the next call read came from memory again, not from the disk."""
+    before, after = told["seen"]["displaced"]["tokens"], told["phases"][0]["tokens"]
+    prefetched = told["prefetched"]
+    print(json.dumps({"prefetched": prefetched, "host": after["host"] - before["host"]}), flush=True)
+    check(prefetched["useful"] > 0, f"nothing was brought in time: {prefetched}")
+    resumed = told["phases"][0]["requests"][2]["cached"] // BLOCK_TOKENS * BLOCK_TOKENS
+    check(after["host"] - before["host"] == resumed > 0, f"{resumed} tokens were found, from {before} to {after}")
+    check(after["disk"] == before["disk"], f"the disk was read at the resume: {before}, {after}")
+
+
 def agent(bench, framework: str) -> None:
     """One framework's story with the helpers, then the same without."""
     with serving(bench) as story:
         told = story(framework)
         stem = stem_is_never_computed_again(told)
         branch_is_freed(told, f"trip-{framework}", stem)
+        memory_is_back_at_the_resume(told)
         counts = told["counts"]
         check(counts == {"requests": {"hinted": REQUESTS}, "signals": {"applied": SIGNALS}}, f"counted: {counts}")
         outcomes = {o for phase in told["phases"] for request in phase["requests"] for o in request["outcomes"]}
