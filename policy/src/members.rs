@@ -17,6 +17,8 @@ use crate::limits::MAX_NODES;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// A node that joined gets copies of what many calls share before steps are placed on it: for so long.
+pub const WARM_UP: Duration = Duration::from_secs(10);
 
 /// What is known of one node.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct Member {
     pub record: NodeRecord,
     failures: u32,
     paused_until: Instant,
+    /// Until when it is warmed.
+    warm_from: Instant,
 }
 
 impl Member {
@@ -43,17 +47,20 @@ pub struct Members {
     /// The latest edition heard of each node, of those too that are gone: a directory with an old state may tell of
     /// former lives.
     latest: BTreeMap<NodeNumber, Edition>,
+    /// Whether the directory was heard before: whoever is there the first time was there before this node.
+    heard: bool,
 }
 
 impl Members {
     /// The members of a cluster but `own`.
     #[must_use]
     pub const fn new(own: NodeNumber) -> Self {
-        Self { own: Some(own), nodes: BTreeMap::new(), latest: BTreeMap::new() }
+        Self { own: Some(own), nodes: BTreeMap::new(), latest: BTreeMap::new(), heard: false }
     }
 
     /// Takes the directory's word for who lives. A record of an older edition than one known does not replace it.
-    pub fn heard(&mut self, records: &[NodeRecord]) {
+    pub fn heard(&mut self, now: Instant, records: &[NodeRecord]) {
+        let warm_from = if std::mem::replace(&mut self.heard, true) { now + WARM_UP } else { Instant::ZERO };
         let mut known = std::mem::take(&mut self.nodes);
         for record in records.iter().take(MAX_NODES) {
             let number = record.id.number();
@@ -69,7 +76,7 @@ impl Members {
                 Some(former) if former.record.edition.incarnation() == record.edition.incarnation() => {
                     Member { record: record.clone(), ..former }
                 }
-                _ => Member { record: record.clone(), failures: 0, paused_until: Instant::ZERO },
+                _ => Member { record: record.clone(), failures: 0, paused_until: Instant::ZERO, warm_from },
             };
             if self.latest.len() < MAX_NODES * 2 || self.latest.contains_key(&number) {
                 self.latest.insert(number, member.record.edition);
@@ -96,6 +103,12 @@ impl Members {
     /// Every node, by number.
     pub fn iter(&self) -> impl Iterator<Item = (NodeNumber, &Member)> {
         self.nodes.iter().map(|(number, member)| (*number, member))
+    }
+
+    /// Whether a node joined a moment ago: it is given copies, and steps are better placed on others.
+    #[must_use]
+    pub fn is_warming(&self, now: Instant, node: NodeNumber) -> bool {
+        self.nodes.get(&node).is_some_and(|member| member.warm_from > now)
     }
 
     /// Whether a replica's word still counts.
@@ -153,6 +166,8 @@ mod tests {
     use super::Members;
     use crate::directory::{NodeRecord, NodeState, Replica, Tiers};
 
+    const NOW: Instant = Instant::from_nanos(1);
+
     fn record(id: &str, edition: Edition) -> NodeRecord {
         let id = NodeId::new(id).unwrap();
         let peer = format!("{id}:1");
@@ -167,16 +182,16 @@ mod tests {
     fn replicas_of_a_former_life_do_not_count() {
         let mut members = Members::new(NodeNumber::new(0));
         let (old, new) = (Edition::first(1), Edition::first(2));
-        members.heard(&[record("a", old)]);
+        members.heard(NOW, &[record("a", old)]);
         assert!(members.current(&replica("a", old, Tier::Host)));
-        members.heard(&[record("a", new)]);
+        members.heard(NOW, &[record("a", new)]);
         assert!(!members.current(&replica("a", old, Tier::Host)));
         assert!(members.current(&replica("a", new, Tier::Host)));
-        members.heard(&[record("a", old)]);
+        members.heard(NOW, &[record("a", old)]);
         assert!(members.current(&replica("a", new, Tier::Host)), "a stale record does not bring a former life back");
-        members.heard(&[]);
+        members.heard(NOW, &[]);
         assert!(!members.current(&replica("a", new, Tier::Host)));
-        members.heard(&[record("a", old)]);
+        members.heard(NOW, &[record("a", old)]);
         assert!(!members.current(&replica("a", old, Tier::Host)), "not even when the node was gone in between");
         let number = NodeId::new("a").unwrap().number();
         assert!(members.is_over(number, 1) && !members.is_over(number, 2));
@@ -186,7 +201,7 @@ mod tests {
     fn memory_before_disk_and_the_unreliable_last() {
         let mut members = Members::new(NodeNumber::new(0));
         let edition = Edition::first(1);
-        members.heard(&[record("a", edition), record("b", edition), record("c", edition)]);
+        members.heard(NOW, &[record("a", edition), record("b", edition), record("c", edition)]);
         let replicas = [
             replica("a", edition, Tier::Disk),
             replica("b", edition, Tier::Host),
@@ -201,5 +216,19 @@ mod tests {
         assert_eq!(chosen, [number("c"), number("a"), number("b")]);
         let later = now + Duration::from_secs(60);
         assert_eq!(names(members.readers_choice(later, &replicas, 7)).last(), Some(&number("a")));
+    }
+
+    #[test]
+    fn who_joins_later_is_warmed_first_and_who_was_there_is_not() {
+        let mut members = Members::new(NodeId::new("own").unwrap().number());
+        let (first, second) = (Edition::first(1), Edition::first(2));
+        let number = |id: &str| NodeId::new(id).unwrap().number();
+        members.heard(NOW, &[record("a", first)]);
+        let later = NOW + Duration::from_secs(60);
+        members.heard(later, &[record("a", first), record("b", first)]);
+        assert!(!members.is_warming(later, number("a")) && members.is_warming(later, number("b")));
+        assert!(!members.is_warming(later + super::WARM_UP, number("b")));
+        members.heard(later + super::WARM_UP, &[record("a", second), record("b", first)]);
+        assert!(members.is_warming(later + super::WARM_UP, number("a")), "another life begins cold");
     }
 }

@@ -157,7 +157,7 @@ impl Core {
             members.iter().map(|(number, m)| (number, m.record.edition.incarnation())).collect()
         };
         let before = lives(&self.members);
-        self.members.heard(records);
+        self.members.heard(now, records);
         if lives(&self.members).iter().any(|life| !before.contains(life)) {
             // It may be to have copies.
             self.look_again();
