@@ -45,9 +45,9 @@ pub use core::{
     CoreError, Counts, EvictPlan, Explained, ExportError, ExportRequest, Exported, FetchConfig, FetchEnd, Freed,
     GuardEvent, HolderRecord, KnownSpace, ListFilter, LoadReport, LoadResult, Located, Look, LookupAnswer, LookupRange,
     LookupRequest, MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE, MAX_EXPORT_TTL, MAX_PROGRAMS_PAGE, Mark, MarkChange,
-    MarkPlan, MarkSweep, MoveEnd, MoveId, MovePlan, MoveStep, Moved, ProgramCounts, ProgramEvent, ProgramView, Publish,
-    RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation, ReserveRequest, SealOutcome, SealRequest, Signal,
-    SignalAnswer, SignalKind, Survey, TaintPattern, TierUse, Unclaiming, WriteBehind, prompt_keys,
+    MarkPlan, MarkSweep, MoveEnd, MoveId, MovePlan, MoveStep, Moved, ProgramCounts, ProgramEvent, ProgramTurn,
+    ProgramView, Publish, RangeAnswer, Reclaimed, ReleaseReport, ReplicaView, Reservation, ReserveRequest, SealOutcome,
+    SealRequest, Signal, SignalAnswer, SignalKind, Survey, TaintPattern, TierUse, Unclaiming, WriteBehind, prompt_keys,
 };
 pub use events::{Event, EventKind, MAX_EVENTS, MAX_EVENTS_PAGE};
 pub use evict::{EvictionConfig, Standing};

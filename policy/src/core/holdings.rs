@@ -10,7 +10,7 @@ use crate::catalog::BlockId;
 use crate::entry::Flags;
 use crate::events::Event;
 use crate::holders::{Holder, HolderKind, HolderName, HolderState};
-use crate::limits::MAX_KEYS_PER_CALL;
+use crate::limits::{MAX_KEYS_PER_CALL, MAX_TOUCHES_PER_CALL};
 
 /// Programs answered by one page of a listing.
 pub const MAX_PROGRAMS_PAGE: usize = 256;
@@ -32,7 +32,55 @@ pub struct ProgramView {
     pub exclusive: u64,
 }
 
+/// What a program is to whoever schedules it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramTurn {
+    /// Its name.
+    pub name: HolderName,
+    /// What engines took for it so far, as far as this node sees it.
+    pub attained: Duration,
+    /// Since when it said that it is about to call, and did not.
+    pub waits: Option<Instant>,
+    /// When it said that it is back from a tool.
+    pub returns: Option<Instant>,
+    /// Whether it ended.
+    pub ended: bool,
+}
+
 impl Core {
+    /// What a program is to whoever schedules it.
+    #[must_use]
+    pub fn program_turn(&self, name: &HolderName) -> Option<ProgramTurn> {
+        self.catalog.holders.find(name).map(|id| turn(self.catalog.holders.get(id)))
+    }
+
+    /// Programs that said they are about to call, or when, after a name: of one tenant, or of all. Looks at
+    /// [`MAX_TOUCHES_PER_CALL`] programs at most, and says after which to go on if there are more.
+    #[must_use]
+    pub fn programs_due(
+        &self,
+        after: Option<&HolderName>,
+        tenant: Option<&TenantId>,
+    ) -> (Vec<ProgramTurn>, Option<HolderName>) {
+        let (mut due, mut last) = (Vec::new(), None);
+        for (count, holder) in self.catalog.holders.after(after).enumerate() {
+            // Sessions come after all programs.
+            if holder.name.kind == HolderKind::Session {
+                return (due, None);
+            }
+            if count == MAX_TOUCHES_PER_CALL {
+                return (due, last);
+            }
+            last = Some(holder.name.clone());
+            if tenant.is_none_or(|t| *t == holder.name.tenant) {
+                due.extend(
+                    Some(turn(holder)).filter(|turn| (turn.waits.is_some() || turn.returns.is_some()) && !turn.ended),
+                );
+            }
+        }
+        (due, None)
+    }
+
     /// The programs or sessions of a name: of one tenant, or of all.
     #[must_use]
     pub fn holders_named(&self, kind: HolderKind, id: &str, tenant: Option<&TenantId>) -> Vec<HolderName> {
@@ -174,5 +222,16 @@ impl Core {
     #[must_use]
     pub fn program_counts(&self) -> (usize, ProgramCounts) {
         (self.catalog.holders.len(), self.program_counts)
+    }
+}
+
+fn turn(holder: &Holder) -> ProgramTurn {
+    let returns = if let HolderState::Waiting { until } = holder.state { until } else { None };
+    ProgramTurn {
+        name: holder.name.clone(),
+        attained: holder.service.attained(),
+        waits: holder.service.waits(),
+        returns,
+        ended: holder.state == HolderState::Ended,
     }
 }

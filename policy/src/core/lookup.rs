@@ -135,6 +135,7 @@ impl Core {
         let blocks = self.leasable(&probed, &layout.groups, request.local_tokens, usable);
         let tips = ends(&probed, &layout.groups, usable);
         self.note_context(now, (&request.tenant, &request.hints), &tips);
+        self.note_call(now, (&request.tenant, &request.hints));
         self.begin_call(now, &request, probed.iter().find(|p| p.group as usize == reference_group(&layout.groups)));
         let id = LeaseId(self.take_id());
         let lease = Lease {

@@ -49,7 +49,7 @@ pub use claiming::{ClaimAnswer, ClaimRequest, Claiming, Survey, Unclaiming};
 pub use claims::{ClaimCounts, ClaimView, MAX_CLAIMS_PAGE};
 pub use control::{BlockView, EvictPlan, ListFilter, ReplicaView, TierUse};
 pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
-pub use holdings::{MAX_PROGRAMS_PAGE, ProgramView};
+pub use holdings::{MAX_PROGRAMS_PAGE, ProgramTurn, ProgramView};
 pub use lifetime::Explained;
 pub use look::Look;
 pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};

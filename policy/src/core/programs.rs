@@ -12,7 +12,7 @@ use super::Core;
 use crate::catalog::BlockId;
 use crate::entry::{Entry, Flags};
 use crate::evict::survival::StopReason;
-use crate::holders::{HolderId, HolderName, HolderState};
+use crate::holders::{HolderId, HolderName, HolderState, Service};
 use crate::ledger::MissReason;
 use crate::limits::{MAX_CANCELLED, MAX_TOUCHES_PER_CALL};
 
@@ -177,6 +177,26 @@ impl Core {
         self.restand_all(touched);
     }
 
+    /// A request's call begins.
+    pub(super) fn note_call(&mut self, now: Instant, (tenant, hints): (&TenantId, &RequestHints)) {
+        self.served(tenant, hints, |service| service.begin(now));
+    }
+
+    /// A request's call wrote blocks.
+    pub(super) fn note_written(&mut self, now: Instant, (tenant, hints): (&TenantId, &RequestHints)) {
+        self.served(tenant, hints, |service| service.goes_on(now));
+    }
+
+    fn served(&mut self, tenant: &TenantId, hints: &RequestHints, change: impl FnOnce(&mut Service)) {
+        let program = &hints.block.program_id;
+        if program.is_empty() {
+            return;
+        }
+        if let Some(id) = self.catalog.holders.find(&HolderName::program(tenant, program)) {
+            change(&mut self.catalog.holders.get_mut(id).service);
+        }
+    }
+
     fn note_back(&mut self, at: Instant, name: &HolderName) {
         let known = self.catalog.holders.find(name).map(|id| self.catalog.holders.get(id).state);
         if matches!(known, Some(HolderState::Waiting { .. })) {
@@ -254,6 +274,11 @@ impl Core {
         let Some(id) = self.catalog.holders.find(&signal.program) else {
             return answer(Outcome::Rejected, "too many programs at once");
         };
+        let service = &mut self.catalog.holders.get_mut(id).service;
+        match signal.kind {
+            SignalKind::Continuation => service.wait(now),
+            _ => service.end(now),
+        }
         match signal.kind {
             SignalKind::ToolWait => {
                 let until = signal.returns_in.map(|span| now + span);

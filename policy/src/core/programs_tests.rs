@@ -275,3 +275,28 @@ fn events_say_what_happened_and_why() {
     let ended = events.last().unwrap();
     assert_eq!((ended.kind, ended.program.as_str()), (crate::EventKind::ProgramEnded, "left"));
 }
+
+#[test]
+fn programs_that_wait_for_an_engine_are_told_from_those_that_do_not() {
+    let mut family = Family::new();
+    let due = |family: &Family| {
+        let (turns, more) = family.0.core.programs_due(None, Some(&TenantId::shared()));
+        assert_eq!(more, None);
+        turns.into_iter().map(|turn| (turn.name.id, turn.waits, turn.returns)).collect::<Vec<_>>()
+    };
+    assert_eq!(due(&family), []);
+    let say = |family: &mut Family, id: &str, kind, returns_in| {
+        let signal = Signal { program: name(id), parent: None, kind, children: Vec::new(), returns_in };
+        family.0.core.signal(NOW, &signal);
+    };
+    say(&mut family, "main", SignalKind::ToolWait, Some(Duration::from_secs(3)));
+    say(&mut family, "left", SignalKind::Continuation, None);
+    let waits = ("left".to_owned(), Some(NOW), None);
+    let returns = ("main".to_owned(), None, Some(NOW + Duration::from_secs(3)));
+    assert_eq!(due(&family), [waits, returns]);
+    say(&mut family, "left", SignalKind::Completion, None);
+    say(&mut family, "main", SignalKind::ToolWait, None);
+    assert_eq!(due(&family), []);
+    assert!(family.0.core.program_turn(&name("left")).is_some_and(|turn| turn.ended));
+    assert_eq!(family.0.core.program_turn(&name("nobody")), None);
+}

@@ -115,6 +115,7 @@ impl Core {
         // Making room for the later ones may have taken the earlier ones.
         let tips: Vec<BlockId> = ends.into_iter().flatten().filter(|id| self.catalog.try_get(*id).is_some()).collect();
         self.note_context(now, (&request.tenant, &request.hints), &tips);
+        self.note_written(now, (&request.tenant, &request.hints));
         self.catalog.scopes.release(batch.scope);
         self.catalog.programs.release(batch.program);
         self.catalog.taints.release(batch.taints);

@@ -18,6 +18,7 @@
 //! held common.
 
 mod paths;
+mod service;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use kvtier_types::{FieldHasher, Instant, TenantId};
 
 use crate::catalog::BlockId;
 
+pub(crate) use service::Service;
 pub(crate) use table::Holders;
 
 /// Programs and sessions that are known at once.
@@ -124,6 +126,8 @@ pub(crate) struct Holder {
     pub(crate) rewritten: bool,
     /// It forked, or was forked, and did not call since.
     pub(crate) awaited: bool,
+    /// What engines took for it, and whether it waits for one.
+    pub(crate) service: Service,
     touched: u64,
 }
 
@@ -140,6 +144,7 @@ impl Holder {
             context: BTreeSet::new(),
             rewritten: false,
             awaited: false,
+            service: Service::default(),
             touched,
         }
     }

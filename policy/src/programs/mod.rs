@@ -6,6 +6,7 @@
 
 mod admission;
 mod durations;
+pub mod graphs;
 mod hot;
 mod joins;
 mod order;
@@ -18,7 +19,7 @@ pub use admission::{Admission, AdmissionConfig};
 pub use durations::{Durations, Return};
 pub use hot::{Hot, MAX_PREFIXES};
 pub use joins::{Joins, MAX_BRANCHES};
-pub use order::{Rank, attained_bucket, upward_ranks};
+pub use order::{Rank, attained_bucket, attained_floor, upward_ranks};
 pub use placement::{Candidate, Choice, Reason, STICK_SHARE, place, split};
 pub use proactive::{Fate, Proactive, ProactiveConfig, Spent};
 pub use replicas::replicas;

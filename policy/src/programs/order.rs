@@ -27,7 +27,13 @@ pub fn upward_ranks(before: &[Vec<u32>], takes: &[Duration], gaps: &[Duration]) 
 /// Bucket of a program's attained service (PLAS): octaves of seconds, so that what differs little goes by age.
 #[must_use]
 pub const fn attained_bucket(service: Duration) -> u32 {
-    (service.as_secs() + 1).ilog2()
+    service.as_secs().saturating_add(1).ilog2()
+}
+
+/// What of an attained service counts in the order of programs: the least of its bucket.
+#[must_use]
+pub const fn attained_floor(service: Duration) -> Duration {
+    Duration::from_secs((1 << attained_bucket(service)) - 1)
 }
 
 /// The order of steps that wait for one engine: the smallest goes first.
@@ -49,6 +55,12 @@ impl Rank {
     pub fn new(since_ns: u64, remaining: Duration, path: Duration) -> Self {
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         Self { turn_ns: since_ns.saturating_add(nanos(remaining)), reversed_path_ns: u64::MAX - nanos(path) }
+    }
+
+    /// When it would be its turn, on the clock of the `since_ns` that it was made of.
+    #[must_use]
+    pub const fn turn_ns(self) -> u64 {
+        self.turn_ns
     }
 }
 
@@ -83,5 +95,7 @@ mod tests {
     #[test]
     fn service_is_told_apart_by_octaves() {
         assert_eq!([0, 1, 2, 3, 7].map(|secs| attained_bucket(s(secs))), [0, 1, 1, 2, 3]);
+        assert_eq!([0, 1, 2, 3, 7, 13].map(|secs| attained_floor(s(secs))), [0, 1, 1, 3, 7, 7].map(s));
+        assert!(attained_floor(Duration::MAX) <= Duration::MAX);
     }
 }

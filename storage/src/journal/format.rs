@@ -10,6 +10,7 @@
 //! kind 4   claim ended: name
 //! kind 5   mark: see `marks.rs`
 //! kind 6   program, kind 7 program ended: see `programs.rs`
+//! kind 8   part of a declared graph, kind 9 its progress, kind 10 graph ended: see `graphs.rs`
 //! ```
 //! New kinds may be added without a new version: a build that does not know a kind refuses the file.
 
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use kvtier_types::{BlockKey, ClaimName, ShardKey};
 
 use super::claims::{self, ClaimFacts, ClaimPart};
+use super::graphs::{GraphFacts, GraphKey, GraphPart, GraphProgress};
 use super::marks::MarkRecord;
 use super::programs::{ProgramEnd, ProgramFacts, ProgramRecord};
 use crate::codec::{Malformed, Reader, Writer, crc64};
@@ -33,6 +35,9 @@ const KIND_CLAIM_ENDED: u8 = 4;
 const KIND_MARK: u8 = 5;
 const KIND_PROGRAM: u8 = 6;
 const KIND_PROGRAM_ENDED: u8 = 7;
+const KIND_GRAPH: u8 = 8;
+const KIND_GRAPH_PROGRESS: u8 = 9;
+const KIND_GRAPH_ENDED: u8 = 10;
 /// Bytes before an entry's payload.
 const ENTRY_HEAD_BYTES: usize = 1 + 2;
 const EVICTED_BYTES: usize = 66 + 8;
@@ -65,6 +70,12 @@ pub enum Entry {
     Program(ProgramRecord),
     /// A program is forgotten, or was abandoned.
     ProgramEnded(ProgramEnd),
+    /// A piece of a declared graph: see [`super::GraphRecord::parts`].
+    Graph(GraphPart),
+    /// How far the steps of a graph are; the latest word counts.
+    GraphProgress(GraphProgress),
+    /// A graph is forgotten.
+    GraphEnded(GraphKey),
 }
 
 impl Entry {
@@ -78,6 +89,9 @@ impl Entry {
             Self::Mark(_, mark) => mark.payload_bytes(),
             Self::Program(record) => record.payload_bytes(),
             Self::ProgramEnded(end) => end.payload_bytes(),
+            Self::Graph(part) => part.payload_bytes(),
+            Self::GraphProgress(progress) => progress.payload_bytes(),
+            Self::GraphEnded(key) => key.payload_bytes(),
         }
     }
 
@@ -95,6 +109,9 @@ impl Entry {
             Self::Mark(..) => KIND_MARK,
             Self::Program(_) => KIND_PROGRAM,
             Self::ProgramEnded(_) => KIND_PROGRAM_ENDED,
+            Self::Graph(_) => KIND_GRAPH,
+            Self::GraphProgress(_) => KIND_GRAPH_PROGRESS,
+            Self::GraphEnded(_) => KIND_GRAPH_ENDED,
         };
         let len = u16::try_from(self.payload_bytes()).expect("no payload is longer than 64 KiB");
         let mut writer = Writer(body);
@@ -107,6 +124,9 @@ impl Entry {
             Self::Mark(block, mark) => mark.encode(block, &mut writer),
             Self::Program(record) => record.encode(&mut writer),
             Self::ProgramEnded(end) => end.encode(&mut writer),
+            Self::Graph(part) => part.encode(&mut writer),
+            Self::GraphProgress(progress) => progress.encode(&mut writer),
+            Self::GraphEnded(key) => key.encode(&mut writer),
         }
     }
 }
@@ -135,6 +155,7 @@ pub(super) struct Facts {
     pub(super) claims: ClaimFacts,
     pub(super) marks: BTreeMap<BlockKey, MarkRecord>,
     pub(super) programs: ProgramFacts,
+    pub(super) graphs: GraphFacts,
 }
 
 impl Facts {
@@ -152,6 +173,9 @@ impl Facts {
             Entry::ClaimEnded(name) => self.claims.ended(name),
             Entry::Program(record) => self.programs.record(record),
             Entry::ProgramEnded(end) => self.programs.end(end),
+            Entry::Graph(part) => self.graphs.part(part),
+            Entry::GraphProgress(progress) => self.graphs.progress(progress),
+            Entry::GraphEnded(key) => self.graphs.end(key),
         }
     }
 
@@ -166,13 +190,19 @@ impl Facts {
             .map(Entry::ProgramEnded)
             .chain(self.programs.live.values().cloned().map(Entry::Program));
         let marks = self.marks.iter().map(|(block, mark)| Entry::Mark(*block, mark.clone()));
-        std::iter::once(Entry::Incarnation(self.incarnation)).chain(evicted).chain(claims).chain(marks).chain(programs)
+        let of_graph = |(parts, progress): (Vec<GraphPart>, Option<GraphProgress>)| {
+            parts.into_iter().map(Entry::Graph).chain(progress.map(Entry::GraphProgress))
+        };
+        let graphs = self.graphs.all().flat_map(of_graph);
+        let first = std::iter::once(Entry::Incarnation(self.incarnation));
+        first.chain(evicted).chain(claims).chain(marks).chain(programs).chain(graphs)
     }
 
     /// About as many bytes as a snapshot has.
     pub(super) fn snapshot_bytes(&self) -> u64 {
         let marks: usize = self.marks.values().map(|m| ENTRY_HEAD_BYTES + m.payload_bytes()).sum();
-        let parts = self.claims.snapshot_bytes() + marks + self.programs.snapshot_bytes();
+        let parts =
+            self.claims.snapshot_bytes() + marks + self.programs.snapshot_bytes() + self.graphs.snapshot_bytes();
         ((self.evicted.len() + 1) * MAX_FIXED_BYTES + parts) as u64
     }
 }
@@ -290,6 +320,9 @@ fn entry(reader: &mut Reader<'_>) -> Result<Entry, u8> {
         KIND_MARK => MarkRecord::decode(&mut payload).map(|(block, mark)| Entry::Mark(block, mark)),
         KIND_PROGRAM => ProgramRecord::decode(&mut payload).map(Entry::Program),
         KIND_PROGRAM_ENDED => ProgramEnd::decode(&mut payload).map(Entry::ProgramEnded),
+        KIND_GRAPH => GraphPart::decode(&mut payload).map(Entry::Graph),
+        KIND_GRAPH_PROGRESS => GraphProgress::decode(&mut payload).map(Entry::GraphProgress),
+        KIND_GRAPH_ENDED => GraphKey::decode(&mut payload).map(Entry::GraphEnded),
         _ => return Err(kind),
     };
     if payload.0.is_empty() { entry.map_err(|_| kind) } else { Err(kind) }

@@ -5,12 +5,13 @@
 //! `journal.corrupt-N`, what can be read of it counts, and [`JournalState::damaged`] tells the daemon that evictions may
 //! be missing. A file of a newer build is refused, never wiped.
 //! *Bounds*: [`MAX_EVICTED`] keys, [`MAX_CLAIMS`] claims with [`MAX_CLAIM_BLOCKS`] blocks, [`MAX_MARKS`] marked blocks,
-//! [`MAX_PROGRAMS`] programs and [`MAX_ABANDONED`] abandoned ones, one frame per append; a file of at most
-//! [`COMPACT_FACTOR`] times its live entries.
+//! [`MAX_PROGRAMS`] programs and [`MAX_ABANDONED`] abandoned ones, [`MAX_GRAPHS`] declared graphs of [`MAX_GRAPHS_BYTES`],
+//! one frame per append; a file of at most [`COMPACT_FACTOR`] times its live entries.
 //! *Lock order*: one mutex, held across the write: appends are rare and follow each other.
 
 mod claims;
 mod format;
+mod graphs;
 mod marks;
 mod programs;
 
@@ -29,6 +30,9 @@ use crate::store::{StorageError, io_error};
 pub use claims::{ClaimPart, ClaimRecord, MAX_CLAIM_BLOCKS, MAX_CLAIMS};
 pub use format::{Entry, batches};
 use format::{Facts, MAX_FIXED_BYTES, MAX_FRAME_BYTES, encode_frame, encode_header, parse};
+pub use graphs::{
+    GraphKey, GraphPart, GraphProgress, GraphRecord, MAX_GRAPH_BYTES, MAX_GRAPH_STEPS, MAX_GRAPHS, MAX_GRAPHS_BYTES,
+};
 pub use marks::MarkRecord;
 pub use programs::{MAX_ABANDONED, MAX_PROGRAM_TIPS, MAX_PROGRAMS, ProgramEnd, ProgramName, ProgramRecord};
 
@@ -64,6 +68,8 @@ pub struct JournalState {
     pub programs: Vec<ProgramRecord>,
     /// Programs that were abandoned, with the last sequence that they wrote under.
     pub abandoned: Vec<(ProgramName, u64)>,
+    /// What programs declared, and how far they were.
+    pub graphs: Vec<GraphRecord>,
     /// Entries were lost: records that were evicted by verb may come back, so tiers should be wiped.
     pub damaged: bool,
     /// There was no journal: the first start, or someone removed it.
@@ -128,6 +134,7 @@ impl Journal {
         state.marks = parsed.facts.marks.clone();
         state.programs = parsed.facts.programs.live.values().cloned().collect();
         state.abandoned = parsed.facts.programs.abandoned.iter().map(|(name, up_to)| (name.clone(), *up_to)).collect();
+        state.graphs = parsed.facts.graphs.live.values().cloned().collect();
         let inner = Inner { file, bytes, facts: parsed.facts, poison: None };
         Ok((Self { dir: dir.to_owned(), inner: Mutex::new(inner), _lock: lock }, state))
     }
@@ -136,7 +143,8 @@ impl Journal {
     ///
     /// # Errors
     /// [`StorageError::Refused`]: more than one frame holds, or a name or taint over its bound. [`StorageError::Full`]:
-    /// more than [`MAX_EVICTED`] keys, [`MAX_CLAIMS`] claims, [`MAX_CLAIM_BLOCKS`] of their blocks or [`MAX_MARKS`] marks.
+    /// more than [`MAX_EVICTED`] keys, [`MAX_CLAIMS`] claims, [`MAX_CLAIM_BLOCKS`] of their blocks, [`MAX_MARKS`] marks,
+    /// [`MAX_GRAPHS`] graphs or [`MAX_GRAPHS_BYTES`] of them.
     /// [`StorageError::Io`]: they may or may not be durable, and from then on [`StorageError::Poisoned`].
     pub fn append(&self, entries: &[Entry]) -> Result<(), StorageError> {
         let mut inner = self.inner.lock();
@@ -253,6 +261,15 @@ fn check(entries: &[Entry], facts: &Facts) -> Result<(), StorageError> {
             Entry::ProgramEnded(end) if !end.name.is_writable() => {
                 return refused("a program's name is longer than its bound".into());
             }
+            Entry::Graph(part) if !part.key().is_writable() => {
+                return refused("a program's name is longer than its bound".into());
+            }
+            Entry::GraphProgress(progress) if !progress.is_writable() => {
+                return refused("a graph's name or progress is longer than its bound".into());
+            }
+            Entry::GraphEnded(key) if !key.is_writable() => {
+                return refused("a program's name is longer than its bound".into());
+            }
             _ => {}
         }
     }
@@ -261,7 +278,9 @@ fn check(entries: &[Entry], facts: &Facts) -> Result<(), StorageError> {
     let claims_fit = parts.clone().next().is_none() || facts.claims.has_room(parts);
     let marks = entries.iter().filter(|e| matches!(e, Entry::Mark(block, _) if !facts.marks.contains_key(block)));
     let marks_fit = facts.marks.len() + marks.count() <= MAX_MARKS;
-    if facts.evicted.len() + more.count() > MAX_EVICTED || !claims_fit || !marks_fit {
+    let graphs = entries.iter().filter_map(|e| if let Entry::Graph(part) = e { Some(part) } else { None });
+    let graphs_fit = graphs.clone().next().is_none() || facts.graphs.has_room(graphs);
+    if facts.evicted.len() + more.count() > MAX_EVICTED || !claims_fit || !marks_fit || !graphs_fit {
         return Err(StorageError::Full);
     }
     Ok(())

@@ -349,3 +349,65 @@ fn programs_are_known_until_they_end_and_abandoned_ones_until_nothing_of_them_is
     let refused = journal.append(&[Entry::ProgramEnded(ProgramEnd { name: long, abandoned_up_to: None })]);
     assert!(matches!(refused, Err(StorageError::Refused { .. })));
 }
+
+fn graph_key(program: &str) -> GraphKey {
+    GraphKey { tenant: TenantId::new("team").unwrap(), program: program.into() }
+}
+
+fn graph(program: &str, revision: u64, bytes: usize) -> GraphRecord {
+    let bytes = (0..bytes).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    GraphRecord { key: graph_key(program), revision, bytes, progress: Vec::new() }
+}
+
+fn declared(graph: &GraphRecord) -> Vec<Entry> {
+    graph.parts().into_iter().map(Entry::Graph).collect()
+}
+
+#[test]
+fn declared_graphs_are_known_with_their_progress_until_they_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let (small, large) = (graph("small", 1, 10), graph("large", 2, MAX_GRAPH_BYTES));
+    for one in [&small, &large, &graph("gone", 1, 10)] {
+        journal.append(&declared(one)).unwrap();
+    }
+    let progress = |program: &str, revision, steps: &[u8]| {
+        Entry::GraphProgress(GraphProgress { key: graph_key(program), revision, steps: steps.to_vec() })
+    };
+    journal.append(&[progress("small", 1, &[2, 1, 0, 0, 2]), progress("large", 1, &[1])]).unwrap();
+    journal.append(&[progress("nobody", 1, &[1]), Entry::GraphEnded(graph_key("gone"))]).unwrap();
+    drop(journal);
+    let told = |state: &JournalState| state.graphs.clone();
+    let expected = [large.clone(), GraphRecord { progress: vec![2, 1, 0, 0, 2], ..small }];
+    for _ in 0..2 {
+        assert_eq!(told(&Journal::open(dir.path()).unwrap().1), expected);
+    }
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let later = graph("small", 5, 70_000);
+    journal.append(&declared(&later)).unwrap();
+    let long = GraphKey { program: "x".repeat(129), ..graph_key("a") };
+    let refused = journal.append(&[Entry::GraphEnded(long)]);
+    assert!(matches!(refused, Err(StorageError::Refused { .. })));
+    drop(journal);
+    assert_eq!(told(&Journal::open(dir.path()).unwrap().1), [large, later]);
+}
+
+#[test]
+fn graphs_are_bounded_and_a_part_alone_is_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let half = declared(&graph("half", 1, 100_000));
+    assert_eq!(half.len(), 2);
+    journal.append(&half[1..]).unwrap();
+    journal.append(&half[..1]).unwrap();
+    let most = MAX_GRAPHS_BYTES / MAX_GRAPH_BYTES;
+    for n in 0..most {
+        journal.append(&declared(&graph(&n.to_string(), 1, MAX_GRAPH_BYTES))).unwrap();
+    }
+    let over = declared(&graph("over", 1, MAX_GRAPH_BYTES));
+    assert!(matches!(journal.append(&over), Err(StorageError::Full)));
+    journal.append(&[Entry::GraphEnded(graph_key("0"))]).unwrap();
+    journal.append(&over).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(dir.path()).unwrap().1.graphs.len(), most);
+}
