@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod config;
 pub mod descriptors;
 pub mod directory;
+mod graphs;
 mod guard;
 pub mod hints;
 mod marks;

@@ -259,6 +259,12 @@ fn programs(page: &mut Page, node: &Node) {
     page.family("kvtier_program_freed_bytes_total", "counter", "Their bytes.", [("", "", c.freed_bytes)]);
     let help = "Block shards that only a completed program held: they go first.";
     page.family("kvtier_program_faded_blocks_total", "counter", help, [("", "", c.faded)]);
+    let graphs = node.graphs.counts();
+    let help = "Programs that declared their steps.";
+    page.family("kvtier_declared_programs", "gauge", help, [("", "", graphs.graphs as u64)]);
+    let steps = [("waiting", graphs.waiting), ("running", graphs.running), ("ended", graphs.ended)];
+    let steps = steps.map(|(state, count)| ("state", state, count as u64));
+    page.family("kvtier_declared_steps", "gauge", "Their steps, by how far they are.", steps);
     let watchers = services::watchers(&node.watchers);
     page.family("kvtier_watchers", "gauge", "Streams of block events.", [("", "", watchers)]);
     let events = node.read_core(Core::last_event);

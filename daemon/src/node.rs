@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::ahead::Ahead;
 use crate::cluster::Cluster;
 use crate::config::{Config, Tenancy};
+use crate::graphs;
 use crate::hints::Hints;
 use crate::operations::Operations;
 use crate::rules::RulesFile;
@@ -111,6 +112,8 @@ pub struct Node {
     pub(crate) claims_turn: tokio::sync::Mutex<()>,
     /// Held by whoever journals of programs, until it is durable.
     pub(crate) programs_turn: tokio::sync::Mutex<()>,
+    /// What programs declared.
+    pub(crate) graphs: graphs::Room,
     /// Woken when something happened that watchers may want to know.
     pub(crate) happened: Notify,
     /// Watchers there are.
@@ -193,6 +196,7 @@ impl Node {
             reclaiming: tokio::sync::Mutex::new(()),
             claims_turn: tokio::sync::Mutex::new(()),
             programs_turn: tokio::sync::Mutex::new(()),
+            graphs: graphs::Room::default(),
             happened: Notify::new(),
             watchers: AtomicUsize::new(0),
             marks_turn: tokio::sync::Mutex::new(()),

@@ -84,9 +84,11 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     let cluster = Cluster::open(&config).await?;
     let journal = Arc::new(journal);
     let tenancy = config.tenancy()?;
+    let declared = state.graphs;
     let cluster = Some(cluster);
     let parts = Parts { config, arena, stores, journal, core, incarnation, notes, rules, origin, cluster, tenancy };
     let node = Node::new(parts);
+    node.graphs.restore(node.now(), declared);
     // What recovery decided to forget.
     node.with_core(|_, _| ());
     if let Some(object) = object {

@@ -47,6 +47,7 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
     let growing = start_growth(&node)?;
     start_expiry(&node);
     node.tasks.spawn(crate::programs::run(Arc::clone(&node)));
+    node.tasks.spawn(crate::graphs::run(Arc::clone(&node)));
     node.tasks.spawn(crate::guard::run(Arc::clone(&node)));
     node.tasks.spawn(crate::ahead::run(Arc::clone(&node)));
     let of_fds = Arc::clone(&node);

@@ -192,6 +192,17 @@ impl Control {
         self.block_on(async { Ok(ProgramsClient::new(self.channel().await?).signal(request).await?.into_inner()) })
     }
 
+    /// Calls the programs' API.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn of_programs<T>(
+        &self,
+        call: impl AsyncFnOnce(ProgramsClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, Status> {
+        self.block_on(async { Ok(call(ProgramsClient::new(self.channel().await?)).await?.into_inner()) })
+    }
+
     /// The programs and sessions that the node knows.
     ///
     /// # Errors

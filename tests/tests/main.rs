@@ -9,6 +9,7 @@ mod directory;
 mod disk;
 mod everywhere;
 mod evict;
+mod graphs;
 mod hang;
 mod hints;
 mod hostile;

@@ -163,6 +163,14 @@ async fn say(client: &mut Client, id: &NodeId, verb: Verb) -> Result<v1::NodeOut
             let answer = outcome(id, reply.outcome(), reply.reason.clone());
             v1::NodeOutcome { blocks: reply.blocks, bytes: reply.bytes, ..answer }
         }
+        Verb::Declare(request) => {
+            let reply = client.declare(request).await?.into_inner();
+            outcome(id, reply.outcome(), reply.reason)
+        }
+        Verb::Progress(request) => {
+            let reply = client.progress(request).await?.into_inner();
+            outcome(id, reply.outcome(), reply.reason)
+        }
     })
 }
 

@@ -3,6 +3,7 @@
 mod admin;
 mod caller;
 mod engine;
+mod graphs;
 mod hinting;
 mod kvcache;
 mod peer;

@@ -168,6 +168,16 @@ impl v1::peer_server::Peer for PeerService {
         let message = v1::SignalRequest { local_only: true, ..request.into_inner() };
         super::programs::signal(&self.node, &Caller::operator(), message).await.map(Response::new)
     }
+
+    async fn declare(&self, request: Request<v1::DeclareRequest>) -> Answer<v1::DeclareReply> {
+        let message = v1::DeclareRequest { local_only: true, ..request.into_inner() };
+        super::graphs::declare(&self.node, &Caller::operator(), message).await.map(Response::new)
+    }
+
+    async fn progress(&self, request: Request<v1::ProgressRequest>) -> Answer<v1::ProgressReply> {
+        let message = v1::ProgressRequest { local_only: true, ..request.into_inner() };
+        super::graphs::progress(&self.node, &Caller::operator(), message).await.map(Response::new)
+    }
 }
 
 impl PeerService {

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
 use super::kvcache::durable;
-use super::{recovered, wire_status};
+use super::{graphs, recovered, wire_status};
 use crate::cluster::fanout::{self, Verb};
 use crate::node::Node;
 use crate::programs;
@@ -36,6 +36,26 @@ impl v1::programs_server::Programs for ProgramsService {
     async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalReply> {
         let caller = Caller::of(&self.0, &request)?;
         signal(&self.0, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn declare(&self, request: Request<v1::DeclareRequest>) -> Answer<v1::DeclareReply> {
+        let caller = Caller::of(&self.0, &request)?;
+        graphs::declare(&self.0, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn progress(&self, request: Request<v1::ProgressRequest>) -> Answer<v1::ProgressReply> {
+        let caller = Caller::of(&self.0, &request)?;
+        graphs::progress(&self.0, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_graph(&self, request: Request<v1::GetGraphRequest>) -> Answer<v1::GetGraphReply> {
+        let caller = Caller::of(&self.0, &request)?;
+        graphs::show(&self.0, &caller, &request.into_inner()).map(Response::new)
+    }
+
+    async fn next_steps(&self, request: Request<v1::NextStepsRequest>) -> Answer<v1::NextStepsReply> {
+        let caller = Caller::of(&self.0, &request)?;
+        graphs::next_steps(&self.0, &caller, &request.into_inner()).await.map(Response::new)
     }
 
     async fn list_programs(&self, request: Request<v1::ListProgramsRequest>) -> Answer<v1::ListProgramsReply> {
@@ -62,6 +82,9 @@ pub(super) async fn signal(
         reply.blocks += one.blocks;
         reply.bytes += one.bytes;
     }
+    if ends(said.kind) {
+        graphs::program_ended(node, &caller, &message.program_id).await?;
+    }
     if !message.local_only {
         let tenant = if caller.operator { String::new() } else { caller.tenant.to_string() };
         reply.nodes = tell(node, tenant, message).await;
@@ -86,7 +109,12 @@ pub(super) async fn signal_of_request(
     let (taken, answer) = oneshot::channel();
     // Whoever asked may give up waiting: what is begun is done, and told, all the same.
     node.tasks.spawn(async move {
-        let reply = signal_one(&of_task, said.of(&tenant)).await;
+        let mut reply = signal_one(&of_task, said.of(&tenant)).await;
+        if ends(said.kind) && reply.is_ok() {
+            let caller = Caller { tenant: tenant.clone(), operator: false };
+            let ended = graphs::program_ended(&of_task, &caller, &message.program_id).await;
+            reply = ended.and(reply);
+        }
         let is_taken = reply.is_ok();
         drop(taken.send(reply));
         if is_taken {
@@ -95,6 +123,11 @@ pub(super) async fn signal_of_request(
         drop(permit);
     });
     answer.await.map_err(|_| Status::internal("the signal's task died"))?
+}
+
+/// Whether a program that says so is over, and what it declared with it.
+const fn ends(kind: SignalKind) -> bool {
+    matches!(kind, SignalKind::Completion | SignalKind::Cancellation)
 }
 
 /// A signal from hints as a message; what it leaves out is the request's.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvtier_policy::programs::graphs;
 use kvtier_policy::{MAX_CHILDREN_PER_SIGNAL, MAX_EVENTS, MAX_HOLDERS, limits};
 use kvtier_proto::{PROTOCOL_VERSION, v1};
 use kvtier_types::hints::ACTIONS;
@@ -12,7 +13,7 @@ use crate::node::Node;
 use crate::services::targets::MAX_TARGET_KEYS;
 
 /// Verbs of the services `KvCache` and `Programs` that are carried out.
-const VERBS: [&str; 23] = [
+const VERBS: [&str; 27] = [
     "Locate",
     "List",
     "Capabilities",
@@ -36,6 +37,10 @@ const VERBS: [&str; 23] = [
     "ApplyHints",
     "Signal",
     "ListPrograms",
+    "Declare",
+    "Progress",
+    "GetGraph",
+    "NextSteps",
 ];
 /// Kinds of targets that are resolved.
 const TARGET_KINDS: [&str; 4] = ["blocks", "session", "program", "tokens"];
@@ -52,6 +57,8 @@ pub(super) fn capabilities(node: &Arc<Node>) -> v1::CapabilitiesReply {
         ("list_page", limits::MAX_LIST_PAGE as u64),
         ("programs", MAX_HOLDERS as u64),
         ("children_per_signal", MAX_CHILDREN_PER_SIGNAL as u64),
+        ("declared_steps_of_a_program", graphs::MAX_STEPS_PER_GRAPH as u64),
+        ("declared_steps_of_a_tenant", graphs::MAX_TENANT_STEPS as u64),
         ("events_remembered", MAX_EVENTS as u64),
         ("watchers", MAX_WATCHERS as u64),
         ("claim_ttl_ms", u64::try_from(budgets.max_ttl.0.as_millis()).unwrap_or(u64::MAX)),
