@@ -1,5 +1,6 @@
 //! The command line.
 
+mod graphs;
 mod shows;
 mod target;
 mod verbs;
@@ -12,6 +13,7 @@ use clap::{Parser, Subcommand};
 use crate::address::Address;
 use crate::units::parse_duration;
 
+pub use graphs::{DeclareArgs, GraphCommand, NextArgs};
 pub use shows::{ClaimsArgs, EventsArgs, LocateArgs, LsArgs, RulesCommand, TopArgs, WaitArgs};
 pub use target::{BadSpan, Span, TargetArgs};
 pub use verbs::{
@@ -115,6 +117,18 @@ pub enum Command {
         after_help = "Examples:\n  kvtier signal p-1 tool-wait --expected-resume 30s\n  kvtier signal p-1 fork --child p-1a --child p-1b"
     )]
     Signal(SignalArgs),
+    /// What a program declares that it will do: steps, and what each waits for.
+    #[command(
+        after_help = "Examples:\n  kvtier graph declare plan.json\n  kvtier graph declare --otel trace.json --dry-run\n  kvtier graph show plan-7"
+    )]
+    Graph {
+        /// What to do about it.
+        #[command(subcommand)]
+        command: GraphCommand,
+    },
+    /// The steps that may run now, in the order in which they should.
+    #[command(after_help = "Example:\n  kvtier next --program plan-7")]
+    Next(NextArgs),
     /// Give hints for requests that are still to come.
     #[command(after_help = "Example:\n  kvtier apply-hints envelope.json --session chat-7")]
     ApplyHints(HintsArgs),

@@ -14,6 +14,7 @@ pub mod error;
 mod events;
 pub mod evict;
 mod files;
+mod graphs;
 mod hints;
 pub mod keys;
 pub mod locate;

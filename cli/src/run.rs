@@ -1,12 +1,12 @@
 //! From a command line to a report.
 
-use crate::args::{Args, Command, RulesCommand};
+use crate::args::{Args, Command, GraphCommand, RulesCommand};
 use crate::client::Client;
 use crate::error::CliError;
 use crate::report::Report;
 use crate::{
-    capabilities, claims, doctor, drain, events, evict, hints, locate, ls, movement, nodes, operations, programs,
-    rules, rules_check, status, taint, top,
+    capabilities, claims, doctor, drain, events, evict, graphs, hints, locate, ls, movement, nodes, operations,
+    programs, rules, rules_check, status, taint, top,
 };
 
 /// Runs the command.
@@ -22,6 +22,7 @@ pub async fn run(args: &Args) -> Result<Report, CliError> {
             Ok(doctor::report(&findings))
         }
         Command::Rules { command: Some(RulesCommand::Check { file }) } => rules_check::check(file),
+        Command::Graph { command: GraphCommand::Declare(what) } if what.dry_run => graphs::dry_run(what),
         _ => ask(args, &mut Client::connect(&args.address, args.timeout).await?).await,
     }
 }
@@ -47,6 +48,7 @@ async fn ask(args: &Args, client: &mut Client) -> Result<Report, CliError> {
         Command::Ls(filter) => ls::ls(client, filter).await,
         Command::Programs { limit } => programs::list(client, *limit).await,
         Command::Events(what) => events::watch(client, what, args.json, &mut std::io::stdout()).await,
+        Command::Next(what) => graphs::next(client, what).await,
         Command::Capabilities => Ok(capabilities::report(&client.capabilities(Default::default()).await?)),
         Command::Operations { id } => operations::show(client, id.as_deref()).await,
         Command::Wait(what) => operations::wait(client, &what.id, what.at_most).await,
@@ -70,6 +72,7 @@ async fn change(command: &Command, client: &mut Client) -> Result<Report, CliErr
         Command::Taint(what) => taint::taint(client, what).await,
         Command::Untaint(what) => taint::untaint(client, what).await,
         Command::Signal(what) => programs::signal(client, what).await,
+        Command::Graph { command } => graphs::graph(client, command).await,
         Command::ApplyHints(what) => hints::apply(client, what).await,
         Command::Cancel { id } => operations::cancel(client, id).await,
         other => unreachable!("{other:?} is answered by another function"),

@@ -42,6 +42,10 @@ verbs! {
     cache.list_operations(ListOperationsRequest) -> ListOperationsReply as "operations";
     cache.capabilities(CapabilitiesRequest) -> CapabilitiesReply as "capabilities";
     programs.signal(SignalRequest) -> SignalReply as "signal";
+    programs.declare(DeclareRequest) -> DeclareReply as "graph declare";
+    programs.progress(ProgressRequest) -> ProgressReply as "graph progress";
+    programs.get_graph(GetGraphRequest) -> GetGraphReply as "graph show";
+    programs.next_steps(NextStepsRequest) -> NextStepsReply as "next";
     programs.list_programs(ListProgramsRequest) -> ListProgramsReply as "programs";
     admin.rules(RulesRequest) -> RulesReply as "rules";
     admin.reload_rules(ReloadRulesRequest) -> RulesReply as "rules reload";

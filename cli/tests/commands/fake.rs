@@ -39,6 +39,9 @@ pub(crate) enum Asked {
     Untaint(v1::TaintRequest),
     Hints(v1::ApplyHintsRequest),
     Signal(v1::SignalRequest),
+    Declare(v1::DeclareRequest),
+    Progress(v1::ProgressRequest),
+    Next(v1::NextStepsRequest),
     Watch(v1::WatchRequest),
     Operation(&'static str, v1::OperationRequest),
 }

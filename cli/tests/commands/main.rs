@@ -5,6 +5,7 @@ mod document;
 mod events;
 mod exits;
 mod fake;
+mod graphs;
 mod live;
 mod shows;
 mod verbs;

@@ -84,6 +84,48 @@ impl Programs for FakeDaemon {
         }))
     }
 
+    async fn declare(&self, request: Request<v1::DeclareRequest>) -> Answer<v1::DeclareReply> {
+        let message = request.into_inner();
+        let steps = u32::try_from(message.steps.len()).unwrap_or(0);
+        let outcome = if message.program_id == "full" { Outcome::Rejected } else { Outcome::Applied };
+        self.note(Asked::Declare(message))?;
+        let (outcome, reason) = (outcome.into(), "as the fake says".to_owned());
+        Ok(Response::new(v1::DeclareReply { outcome, reason, steps, revision: 7, ..Default::default() }))
+    }
+
+    async fn progress(&self, request: Request<v1::ProgressRequest>) -> Answer<v1::ProgressReply> {
+        self.note(Asked::Progress(request.into_inner()))?;
+        Ok(Response::new(v1::ProgressReply { outcome: Outcome::Applied.into(), steps: 1, ..Default::default() }))
+    }
+
+    async fn get_graph(&self, request: Request<v1::GetGraphRequest>) -> Answer<v1::GetGraphReply> {
+        let program_id = request.into_inner().program_id;
+        if program_id == "nobody" {
+            return Ok(Response::new(v1::GetGraphReply::default()));
+        }
+        let step = v1::GraphStep {
+            step_id: "b".to_owned(),
+            after: ["a", "c", "d", "e"].map(str::to_owned).to_vec(),
+            ..Default::default()
+        };
+        let (state, takes_ms, rank_ms) = ("ready".to_owned(), 1500, 12_300);
+        let steps = vec![v1::GraphStepState { step: Some(step), state, takes_ms, rank_ms }];
+        let graph = v1::Graph { program_id, tenant: "shared".to_owned(), revision: 7, steps, ..Default::default() };
+        Ok(Response::new(v1::GetGraphReply { graphs: vec![graph] }))
+    }
+
+    async fn next_steps(&self, request: Request<v1::NextStepsRequest>) -> Answer<v1::NextStepsReply> {
+        self.note(Asked::Next(request.into_inner()))?;
+        let step = v1::NextStep {
+            program_id: "p".to_owned(),
+            step_id: "b".to_owned(),
+            priority: 1_700_000_000_000,
+            reason: "critical path: 12.3 s to the end of p".to_owned(),
+            ..Default::default()
+        };
+        Ok(Response::new(v1::NextStepsReply { steps: vec![step], truncated: true }))
+    }
+
     async fn list_programs(&self, _: Request<v1::ListProgramsRequest>) -> Answer<v1::ListProgramsReply> {
         if let Some(code) = self.refuses {
             return Err(Status::new(code, "the fake refuses"));
