@@ -14,6 +14,7 @@ kvtierd of forks, joins, tool calls and ends.
 Nothing but Python's own library is imported before it is used. docs/AGENTS.md has examples.
 """
 
+from kvtier_agents.order import NextStep, Order, OrderedPlacer, Step
 from kvtier_agents.placement import LocalPlacer, Placement, Placer
 from kvtier_agents.programs import Fork, Program, Tool, bind, current, fork, mark, program, segment, tool
 from kvtier_agents.sending import Attachment
@@ -31,12 +32,16 @@ __all__ = [
     "Attachment",
     "Fork",
     "LocalPlacer",
+    "NextStep",
+    "Order",
+    "OrderedPlacer",
     "Placement",
     "Placer",
     "Program",
     "Signal",
     "Signals",
     "SpanReader",
+    "Step",
     "Tool",
     "async_http_client",
     "async_openai_client",

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from kvtier_agents import signals
+from kvtier_agents import order, signals
 from kvtier_agents.signals import Signal
 
 TYPES = (
@@ -150,6 +150,7 @@ class Program(_Block):
         self._marks: OrderedDict[str, Meaning] = OrderedDict()
         self._lock = threading.Lock()
         self._waits = 0
+        self._declared = False
 
     @property
     def root(self) -> Program:
@@ -227,6 +228,20 @@ class Program(_Block):
         """It waits for a tool inside the `with` block; `expected` seconds, else as long as the tool took before."""
         return Tool(self, name, expected)
 
+    def declare(self, *steps: order.Step) -> None:
+        """Says which steps it has, all of them: a later declaration replaces it and keeps how far steps of the same id
+        are. ValueError for steps that cannot be."""
+        declaration = order.Declaration(self.id, order.checked(steps))
+        self._declared = True
+        self._send(declaration)
+
+    def step(self, id: str) -> StepRun:
+        """A step that it or a program around it declared runs inside the block; one left by an error has not ended."""
+        owner: Program | None = self
+        while owner and not owner._declared:
+            owner = owner.parent
+        return StepRun(owner or self, id)
+
     def mark(self, text: Any, type: str | None = None, taints: Any = (), ttl: float | str | None = None) -> Any:
         """Says what a message with this text means, whatever its role; returns what it was given."""
         meaning = Meaning.of(type, taints, ttl)
@@ -249,12 +264,14 @@ class Program(_Block):
             self._tell(kind)
 
     def _tell(self, kind: str, **more: Any) -> None:
+        self._send(Signal(kind, self.id, self.parent.id if self.parent else "", **more))
+
+    def _send(self, signal: Signal | signals.Message) -> None:
         try:
-            parent = self.parent.id if self.parent else ""
-            (self.signals or signals.default()).send(Signal(kind, self.id, parent, **more))
+            (self.signals or signals.default()).send(signal)
         except Exception as error:
             # An agent does not fail for what nobody has to hear.
-            signals.logger.warning("signal %s of %s: %s: %s", kind, self.id, type(error).__name__, error)
+            signals.logger.warning("signal %s of %s: %s: %s", signal.kind, self.id, type(error).__name__, error)
 
     def _wait(self, change: int, expected: float | None) -> None:
         with self._lock:
@@ -315,6 +332,21 @@ class Fork(_Block):
         else:
             for branch in self:
                 branch.abandon()
+
+
+class StepRun(_Block):
+    """A declared step that runs."""
+
+    def __init__(self, program: Program, id: str) -> None:
+        self.program, self.id = program, id
+
+    def __enter__(self) -> StepRun:
+        self.program._send(order.Progress(self.program.id, began=(self.id,)))
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.program._send(order.Progress(self.program.id, ended=(self.id,)))
 
 
 class Tool(_Block):

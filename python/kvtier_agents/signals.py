@@ -57,6 +57,22 @@ class Unavailable(Exception):
     """Nobody took the signal; it may be tried again."""
 
 
+class Message(Protocol):
+    """What travels as signals do, beside them: declarations and progress of `kvtier_agents.order`."""
+
+    kind: str
+    program_id: str
+    method: str
+
+    def encode(self) -> bytes:
+        """The request of the method of `Programs`; its reply begins as a signal's."""
+        ...
+
+    def command(self) -> tuple[list[str], str]:
+        """Words for the command `kvtier`, and its input."""
+        ...
+
+
 class Carrier(Protocol):
     """Brings a signal to kvtierd."""
 
@@ -70,18 +86,17 @@ class GrpcCarrier:
 
     def __init__(self, address: str) -> None:
         self._grpc = _grpc()
-        target = address.removeprefix("http://").removeprefix("https://")
-        # Several agents of a machine share a socket: their channels need no name.
-        self._channel = self._grpc.insecure_channel(target, options=[("grpc.default_authority", "localhost")])
+        self._channel = channel(address)
         self._call = self._channel.unary_unary(
             "/kvtier.v1.Programs/Signal",
             request_serializer=wire.signal_request,
             response_deserializer=wire.signal_reply,
         )
 
-    def send(self, signal: Signal, seconds: float) -> str:
+    def send(self, signal: Signal | Message, seconds: float) -> str:
+        call = self._call if isinstance(signal, Signal) else self._other(signal.method)
         try:
-            outcome, reason = self._call(signal, timeout=seconds)
+            outcome, reason = call(signal, timeout=seconds)
         except self._grpc.RpcError as error:
             code = error.code()
             if code in (self._grpc.StatusCode.UNAVAILABLE, self._grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -91,24 +106,26 @@ class GrpcCarrier:
             logger.info("signal %s of %s: %s", signal.kind, signal.program_id, reason)
         return outcome
 
+    def _other(self, method: str) -> Any:
+        return self._channel.unary_unary(
+            f"/kvtier.v1.Programs/{method}",
+            request_serializer=lambda message: message.encode(),
+            response_deserializer=wire.signal_reply,
+        )
+
 
 class CommandCarrier:
-    """Runs `kvtier signal`."""
+    """Runs `kvtier signal`, or what another message asks for."""
 
     def __init__(self, command: str, address: str | None = None) -> None:
         self._words = [command, *(["--address", address] if address else [])]
 
-    def send(self, signal: Signal, seconds: float) -> str:
-        kind = signal.kind.lower().replace("_", "-")
-        words = [*self._words, "--json", "--timeout", f"{int(seconds * 1000)}ms", "signal"]
-        words += [word for child in signal.children for word in ("--child", child)]
-        words += ["--parent", signal.parent_program_id] if signal.parent_program_id else []
-        words += ["--expected-resume", f"{signal.expected_resume_ms}ms"] if signal.expected_resume_ms else []
-        # A name that begins with a dash is no option.
-        words += ["--", signal.program_id, kind]
+    def send(self, signal: Signal | Message, seconds: float) -> str:
+        words = [*self._words, "--json", "--timeout", f"{int(seconds * 1000)}ms"]
+        more, text = (self._of(signal), "") if isinstance(signal, Signal) else signal.command()
         try:
             done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds + 1, check=False
+                [*words, *more], input=text.encode(), capture_output=True, timeout=seconds + 1, check=False
             )
         except subprocess.TimeoutExpired:
             raise Unavailable("the command did not end") from None
@@ -118,6 +135,15 @@ class CommandCarrier:
             raise RuntimeError(done.stderr.decode(errors="replace")[:200])
         return "APPLIED" if done.returncode == 0 else "REJECTED"
 
+    def _of(self, signal: Signal) -> list[str]:
+        kind = signal.kind.lower().replace("_", "-")
+        words = ["signal"]
+        words += [word for child in signal.children for word in ("--child", child)]
+        words += ["--parent", signal.parent_program_id] if signal.parent_program_id else []
+        words += ["--expected-resume", f"{signal.expected_resume_ms}ms"] if signal.expected_resume_ms else []
+        # A name that begins with a dash is no option.
+        return [*words, "--", signal.program_id, kind]
+
 
 class RequestCarrier:
     """Keeps signals for the requests to come: one goes with each. What ends a program needs `hints.trust = "all"`."""
@@ -126,7 +152,9 @@ class RequestCarrier:
         self._waiting: deque[Signal] = deque()
         self._lock = threading.Lock()
 
-    def send(self, signal: Signal, seconds: float) -> str:
+    def send(self, signal: Signal | Message, seconds: float) -> str:
+        if not isinstance(signal, Signal):
+            raise RuntimeError(f"{signal.kind} does not go with requests: it needs grpcio or the command kvtier")
         with self._lock:
             last = self._waiting[-1] if self._waiting else None
             goes_on = (signal.program_id, "TOOL_WAIT") if signal.kind == "CONTINUATION" else None
@@ -155,13 +183,13 @@ class Signals:
     counts: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._queue: queue.Queue[tuple[Signal, float] | None] = queue.Queue(self.max_queued)
+        self._queue: queue.Queue[tuple[Signal | Message, float] | None] = queue.Queue(self.max_queued)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._owner = os.getpid()
         self._closed = False
 
-    def send(self, signal: Signal) -> bool:
+    def send(self, signal: Signal | Message) -> bool:
         """Queues it; False when it was dropped. Never blocks, never raises."""
         try:
             if isinstance(self.carrier, RequestCarrier):
@@ -226,7 +254,7 @@ class Signals:
                 self._queue.task_done()
         self._queue.task_done()
 
-    def _deliver(self, signal: Signal, until: float) -> None:
+    def _deliver(self, signal: Signal | Message, until: float) -> None:
         while True:
             left = until - time.monotonic()
             if left <= 0:
@@ -247,9 +275,20 @@ class Signals:
 def connect(address: str | None = None, **settings: Any) -> Signals:
     """Signals to the daemon at `address` (`unix:///path` or `http://host:port`), else to where KVTIER_ADDRESS or
     KVTIER_SOCKET say, else to this node's; by what is installed here."""
+    return Signals(_carrier(address_of(address)), **settings)
+
+
+def address_of(address: str | None = None) -> str | None:
+    """The daemon's address: this one, else where KVTIER_ADDRESS or KVTIER_SOCKET say, else this node's, if it runs."""
     socket = os.environ.get("KVTIER_SOCKET") or DEFAULT_SOCKET
-    address = address or os.environ.get("KVTIER_ADDRESS") or (f"unix://{socket}" if os.path.exists(socket) else None)
-    return Signals(_carrier(address), **settings)
+    return address or os.environ.get("KVTIER_ADDRESS") or (f"unix://{socket}" if os.path.exists(socket) else None)
+
+
+def channel(address: str) -> Any:
+    """A channel to a daemon. Raises ImportError without grpcio."""
+    target = address.removeprefix("http://").removeprefix("https://")
+    # Several agents of a machine share a socket: their channels need no name.
+    return _grpc().insecure_channel(target, options=[("grpc.default_authority", "localhost")])
 
 
 def _carrier(address: str | None) -> Carrier:

@@ -1,10 +1,11 @@
-"""The two messages of `Programs.Signal` in protobuf's wire format: neither protobuf nor generated code is needed.
+"""Messages of `Programs` in protobuf's wire format: neither protobuf nor generated code is needed.
 
 Field numbers are those of `proto/kvtier/v1/programs.proto`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,40 +28,55 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 def signal_request(signal: Signal) -> bytes:
     """`SignalRequest`."""
-    parts = [_text(1, signal.program_id), _text(2, signal.parent_program_id)]
-    parts.append(_number(3, KINDS.index(signal.kind)))
-    parts += [_text(4, child) for child in signal.children]
-    parts.append(_number(5, signal.expected_resume_ms))
+    parts = [text(1, signal.program_id), text(2, signal.parent_program_id)]
+    parts.append(number(3, KINDS.index(signal.kind)))
+    parts += [text(4, child) for child in signal.children]
+    parts.append(number(5, signal.expected_resume_ms))
     return b"".join(parts)
 
 
 def signal_reply(data: bytes) -> tuple[str, str]:
-    """Outcome and reason of a `SignalReply`."""
-    outcome, reason, at = 0, "", 0
+    """Outcome and reason of a `SignalReply`; replies to declarations and progress begin alike."""
+    outcome, reason = 0, ""
+    for field, value in read(data):
+        if field == 1 and isinstance(value, int):
+            outcome = value
+        elif field == 2 and isinstance(value, bytes):
+            reason = value.decode(errors="replace")
+    return OUTCOMES[outcome] if outcome < len(OUTCOMES) else "UNSPECIFIED", reason
+
+
+def read(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message by number: numbers, and texts and messages as bytes, without those of fixed length."""
+    at = 0
     while at < len(data):
         tag, at = _read_varint(data, at)
         kind = tag & 7
         if kind == _VARINT:
             value, at = _read_varint(data, at)
-            outcome = value if tag >> 3 == 1 else outcome
+            yield tag >> 3, value
         elif kind == _BYTES:
             length, at = _read_varint(data, at)
-            if tag >> 3 == 2:
-                reason = data[at : at + length].decode(errors="replace")
+            yield tag >> 3, data[at : at + length]
             at += length
         elif kind in (_FIXED32, _FIXED64):
             at += 4 if kind == _FIXED32 else 8
         else:
             raise ValueError(f"no such wire type: {kind}")
-    return OUTCOMES[outcome] if outcome < len(OUTCOMES) else "UNSPECIFIED", reason
 
 
-def _text(field: int, value: str) -> bytes:
-    data = value.encode()
-    return _varint(field << 3 | _BYTES) + _varint(len(data)) + data if data else b""
+def text(field: int, value: str) -> bytes:
+    """A field with a text, nothing for an empty one."""
+    return message(field, value.encode()) if value else b""
 
 
-def _number(field: int, value: int) -> bytes:
+def message(field: int, data: bytes) -> bytes:
+    """A field with a message, an empty one too."""
+    return _varint(field << 3 | _BYTES) + _varint(len(data)) + data
+
+
+def number(field: int, value: int) -> bytes:
+    """A field with a number that is not negative, nothing for zero."""
     return _varint(field << 3 | _VARINT) + _varint(value) if value else b""
 
 
