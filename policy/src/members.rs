@@ -18,7 +18,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A node that joined gets copies of what many calls share before steps are placed on it: for so long.
-pub const WARM_UP: Duration = Duration::from_secs(10);
+const WARM_UP: Duration = Duration::from_secs(10);
 
 /// What is known of one node.
 #[derive(Debug, Clone)]
