@@ -257,7 +257,7 @@ fn programs(page: &mut Page, node: &Node) {
     let help = "Block shards that only an abandoned program held: freed.";
     page.family("kvtier_program_freed_blocks_total", "counter", help, [("", "", c.freed)]);
     page.family("kvtier_program_freed_bytes_total", "counter", "Their bytes.", [("", "", c.freed_bytes)]);
-    let help = "Block shards that only a completed program held: they go first.";
+    let help = "Block shards that only completed programs held, or contexts that were rewritten: they go first.";
     page.family("kvtier_program_faded_blocks_total", "counter", help, [("", "", c.faded)]);
     let graphs = node.graphs.counts();
     let help = "Programs that declared their steps.";

@@ -33,7 +33,7 @@ pub type Token = [u8; 16];
 const DETACH_QUEUE: usize = 4;
 /// Layouts remembered to say which field differs.
 const MAX_KNOWN_LAYOUTS: usize = 64;
-/// Signals that come with requests and are carried out at once.
+/// Signals that are carried out at once: of those that come with requests, of those of calls, and of those of other nodes.
 const MAX_SIGNALS: usize = 256;
 
 /// The stores below host memory.
@@ -114,6 +114,8 @@ pub struct Node {
     pub(crate) programs_turn: tokio::sync::Mutex<()>,
     /// What programs declared.
     pub(crate) graphs: graphs::Room,
+    /// Woken when holders left something behind that is yet to be settled.
+    pub(crate) left_behind: Notify,
     /// Woken when something happened that watchers may want to know.
     pub(crate) happened: Notify,
     /// Watchers there are.
@@ -124,6 +126,8 @@ pub struct Node {
     pub(crate) rules: RulesFile,
     /// Signals that came with requests and are under way.
     pub(crate) signals: Arc<Semaphore>,
+    /// Signals of calls that are under way, and those that other nodes passed on: these wait for nobody else.
+    pub(crate) signal_calls: [Arc<Semaphore>; 2],
     /// What is brought up before programs return.
     pub(crate) ahead: Ahead,
     /// Times that room was made below for records that had been refused.
@@ -178,6 +182,7 @@ impl Node {
         Arc::new(Self {
             ahead: Ahead::new(parts.config.prefetch_budget()),
             signals: Arc::new(Semaphore::new(MAX_SIGNALS)),
+            signal_calls: [MAX_SIGNALS; 2].map(|most| Arc::new(Semaphore::new(most))),
             hints: Hints::new(&parts.config.hints),
             config: parts.config,
             arena: parts.arena,
@@ -197,6 +202,7 @@ impl Node {
             claims_turn: tokio::sync::Mutex::new(()),
             programs_turn: tokio::sync::Mutex::new(()),
             graphs: graphs::Room::default(),
+            left_behind: Notify::new(),
             happened: Notify::new(),
             watchers: AtomicUsize::new(0),
             marks_turn: tokio::sync::Mutex::new(()),
@@ -228,7 +234,7 @@ impl Node {
     /// Calls the core, then carries out what it wants done.
     pub fn with_core<R>(self: &Arc<Self>, call: impl FnOnce(&mut Core, Instant) -> R) -> R {
         let mut actions: Vec<Action> = Vec::new();
-        let (unpublished, happened);
+        let (unpublished, happened, left_behind);
         let result = {
             let mut core = self.core.lock();
             let held = StdInstant::now();
@@ -239,12 +245,16 @@ impl Node {
             actions.extend(std::iter::from_fn(|| core.poll_action()));
             unpublished = !core.publication_settled();
             happened = core.last_event() != before;
+            left_behind = core.has_left_holdings();
             self.note_hold(held);
             result
         };
         crate::mover::execute_all(self, actions);
         if happened {
             self.happened.notify_waiters();
+        }
+        if left_behind {
+            self.left_behind.notify_one();
         }
         if let Some(cluster) = self.cluster.as_ref().filter(|_| unpublished) {
             cluster.publishing.notify_one();

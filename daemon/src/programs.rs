@@ -2,7 +2,8 @@
 //!
 //! *Order*: whoever journals of programs holds [`Node::programs_turn`] from the change in the core until its entries are
 //! durable. What a signal frees is durable before it is acknowledged; who holds what is written behind every
-//! [`FLUSH_EVERY`], since after a crash a hold that is not known costs a copy at most.
+//! [`FLUSH_EVERY`], since after a crash a hold that is not known costs a copy at most. What calls leave behind is settled here,
+//! in steps: no call of an engine waits for it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::node::Node;
 
 /// How often it is written who holds what.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
-/// Programs written at once.
+/// Programs and tips of theirs that are written at once.
 const FLUSH_AT_ONCE: usize = 1024;
 
 /// What the journal said of programs at the start.
@@ -105,23 +106,31 @@ pub(crate) fn ended(name: &HolderName, abandoned_up_to: Option<u64>) -> Entry {
     Entry::ProgramEnded(ProgramEnd { name: program_name(name), abandoned_up_to })
 }
 
-/// Writes behind who holds what, until the node stops, and then once more.
+/// Writes behind who holds what and settles what is left behind, until the node stops, and then writes once more.
 pub(crate) async fn run(node: Arc<Node>) {
     let mut ticks = interval(FLUSH_EVERY);
     loop {
         tokio::select! {
             () = node.stopping.cancelled() => break,
             _ = ticks.tick() => flush(&node).await,
+            () = node.left_behind.notified() => settle(&node).await,
         }
     }
     flush(&node).await;
 }
 
+/// Settles what holders left behind, in steps that leave others their turn.
+async fn settle(node: &Arc<Node>) {
+    while !node.stopping.is_cancelled() && node.with_core(|core, _| core.settle_holders()) {
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn flush(node: &Arc<Node>) {
     loop {
         let _turn = node.programs_turn.lock().await;
-        let (changed, gone) = node.with_core(|core, _| core.take_holder_changes(FLUSH_AT_ONCE));
-        let more = changed.len() == FLUSH_AT_ONCE;
+        let ((changed, gone), more) =
+            node.with_core(|core, _| (core.take_holder_changes(FLUSH_AT_ONCE), core.has_holder_changes()));
         let entries: Vec<Entry> =
             changed.into_iter().map(entry).chain(gone.iter().map(|name| ended(name, None))).collect();
         let journal = Arc::clone(&node.journal);

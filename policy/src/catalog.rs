@@ -4,6 +4,7 @@
 //! as their parent, so that the tree under it keeps its shape; then it goes.
 
 mod ranks;
+mod spot;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -27,6 +28,7 @@ use crate::pools::{Pools, is_held};
 use crate::publication::Publication;
 use crate::rules::Life;
 use ranks::Known;
+pub(crate) use spot::{Place, Spot};
 
 /// Number of an entry in the catalog's slab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,8 +128,6 @@ pub(crate) struct Catalog {
     pub(crate) remotes: FxHashMap<BlockId, Remote>,
     /// Who holds what.
     pub(crate) holders: Holders,
-    /// What faded and was not asked for yet.
-    pub(crate) faded: Vec<BlockId>,
     /// What happened lately.
     pub(crate) events: Events,
     /// Tokens of a block, by layout and group, as engines were attached with them.
@@ -155,7 +155,6 @@ impl Catalog {
             segments: Segments::default(),
             remotes: FxHashMap::default(),
             holders: Holders::default(),
-            faded: Vec::new(),
             events: Events::default(),
             block_tokens: FxHashMap::default(),
             publication: None,
@@ -458,7 +457,8 @@ impl Catalog {
         }
         self.free.push(id.0);
         self.remotes.remove(&id);
-        let parent = entry.parent.map(|p| (p, self.get(p).flags.has(Flags::FADED)));
+        let parent = entry.parent.map(|id| (id, self.get(id)));
+        let parent = parent.map(|(id, entry)| (id, entry.depth_blocks, entry.flags.has(Flags::FADED)));
         self.holders.removed(id, parent);
         self.ephemeral.remove(&id);
         self.expiries.remove(&(entry.expires, id));

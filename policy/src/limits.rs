@@ -33,7 +33,7 @@ pub const MAX_REPLICATIONS: usize = 65_536;
 /// Blocks answered by one page of a listing.
 pub const MAX_LIST_PAGE: usize = 1000;
 /// Entries that one call of a listing looks at.
-pub const MAX_LIST_SCAN: usize = 16_384;
+pub const MAX_LIST_SCAN: usize = 1024;
 /// Namespaces with a layout that are remembered after their last engine left.
 pub const MAX_KNOWN_SPACES: usize = 256;
 /// Abandoned programs that are remembered, so that nothing they wrote comes back.

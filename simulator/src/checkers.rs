@@ -126,7 +126,7 @@ impl World {
         let mut held: BTreeMap<ShardKey, Tiers> = BTreeMap::new();
         let mut from = Some(0);
         while let Some(at) = from {
-            let (page, next) = self.live(n).core.list(at, MAX_LIST_PAGE, &ListFilter::default());
+            let (page, next) = self.live(n).core.list(at, MAX_LIST_PAGE, &ListFilter::default(), None);
             for (view, replica) in page.iter().flat_map(|view| view.replicas.iter().map(move |r| (view, r))) {
                 let key = ShardKey { block: view.key, layout: replica.layout, shard: replica.shard };
                 let tiers = held.entry(key).or_default();

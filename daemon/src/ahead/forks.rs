@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::HolderName;
+use kvtier_policy::{HolderName, Holdings};
 use kvtier_types::{BlockKey, Instant};
 
 use super::{Inner, MAX_WAITS, Wait, absent, transfer_of};
 use crate::claims::settle;
 use crate::node::Node;
-use crate::services::KEYS_PER_CORE_CALL;
+use crate::services::{KEYS_PER_CORE_CALL, gather};
 
 /// A stem is held for branches that do not come for so long.
 const STEM_PATIENCE: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ fn kind(name: &HolderName) -> u64 {
 /// A program split into branches, each of which begins with its context.
 pub(super) async fn forked(node: &Arc<Node>, name: HolderName, branches: &[HolderName], at: Instant) {
     let number = name.number();
-    let stem = node.read_core(|core| core.session_blocks(&name, (0, 0))).unwrap_or_default();
+    let stem = gather(node, Holdings::of_session(&name, (0, 0))).unwrap_or_default();
     let mut held = Vec::with_capacity(stem.len());
     for page in stem.chunks(KEYS_PER_CORE_CALL) {
         let count = node.with_core(|core, _| core.hold_stem(page));

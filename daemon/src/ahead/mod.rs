@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_policy::programs::{Durations, Joins, Proactive, ProactiveConfig, Spent};
-use kvtier_policy::{HolderName, ProgramEvent};
+use kvtier_policy::{HolderName, Holdings, ProgramEvent};
 use kvtier_types::{BlockKey, Instant, Tier};
 use parking_lot::Mutex;
 use tokio::time::interval;
 
 use crate::node::Node;
 use crate::operations::{self, Operations, Terms};
-use crate::services::{Caller, KEYS_PER_CORE_CALL};
+use crate::services::{Caller, KEYS_PER_CORE_CALL, gather};
 
 /// How often it is looked whether something is due.
 const EVERY: Duration = Duration::from_millis(50);
@@ -181,7 +181,7 @@ fn transfer_of(bytes: u64, rate: f64) -> Duration {
 
 /// Blocks of a program's latest context that are not in host memory, and their bytes.
 fn absent(node: &Arc<Node>, name: &HolderName) -> (Vec<BlockKey>, u64) {
-    let keys = node.read_core(|core| core.session_blocks(name, (0, 0))).unwrap_or_default();
+    let keys = gather(node, Holdings::of_session(name, (0, 0))).unwrap_or_default();
     let (mut bytes, mut out) = (0, Vec::new());
     for page in keys.chunks(KEYS_PER_CORE_CALL) {
         node.read_core(|core| {

@@ -24,7 +24,7 @@ pub(crate) use kvcache::KvCacheService;
 pub(crate) use kvcache::watchers;
 pub(crate) use peer::PeerService;
 pub(crate) use programs::ProgramsService;
-pub(crate) use targets::KEYS_PER_CORE_CALL;
+pub(crate) use targets::{KEYS_PER_CORE_CALL, gather};
 
 use crate::node::Node;
 

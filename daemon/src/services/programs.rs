@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_policy::{
-    Freed, HolderKind, HolderName, HolderState, MAX_CHILDREN_PER_SIGNAL, MAX_PROGRAMS_PAGE, ProgramView, Signal,
-    SignalKind,
+    Freed, HolderKind, HolderName, HolderState, MAX_CHILDREN_PER_SIGNAL, MAX_PROGRAMS_PAGE, ProgramPage, ProgramView,
+    Signal, SignalKind, Signaling,
 };
 use kvtier_proto::{convert, v1};
 use kvtier_storage::journal::Entry;
@@ -22,6 +22,12 @@ use crate::programs;
 
 /// Programs in one page when the caller does not say.
 const DEFAULT_PAGE: usize = 100;
+/// Records of programs that one call of the core reads: each has a thousand tips at most.
+const RECORDS_PER_CORE_CALL: usize = 8;
+/// Entries of blocks that are made durable at once.
+const ENTRIES_AT_ONCE: usize = 1024;
+/// What a caller is told where the journal did not take what was freed.
+const NOT_DURABLY_FREED: &str = "freed now, but a restart may bring the blocks back";
 /// What is between the parts of a page token: no part holds it.
 const SEPARATOR: char = '\0';
 
@@ -60,7 +66,7 @@ impl v1::programs_server::Programs for ProgramsService {
 
     async fn list_programs(&self, request: Request<v1::ListProgramsRequest>) -> Answer<v1::ListProgramsReply> {
         let caller = Caller::of(&self.0, &request)?;
-        list(&self.0, &caller, &request.into_inner()).map(Response::new)
+        list(&self.0, &caller, &request.into_inner()).await.map(Response::new)
     }
 }
 
@@ -73,8 +79,25 @@ pub(super) async fn signal(
     let caller = caller.acting_for(&message.tenant)?;
     let said = check(&message)?;
     recovered(node)?;
+    let calls = Arc::clone(&node.signal_calls[usize::from(message.local_only)]);
+    let permit = calls.acquire_owned().await.map_err(|_| Status::unavailable("the node stops"))?;
+    let of_task = Arc::clone(node);
+    // Whoever asked may give up waiting: what is begun is done, and told, all the same.
+    let taken = node.tasks.spawn(async move {
+        let _permit = permit;
+        take_and_tell(&of_task, &caller, &said, message).await
+    });
+    taken.await.map_err(|_| Status::internal("the signal's task died"))?
+}
+
+async fn take_and_tell(
+    node: &Arc<Node>,
+    caller: &Caller,
+    said: &Said,
+    message: v1::SignalRequest,
+) -> Result<v1::SignalReply, Status> {
     let mut reply = v1::SignalReply { outcome: v1::Outcome::Missing.into(), ..Default::default() };
-    for tenant in tenants(node, &caller, &message.program_id) {
+    for tenant in tenants(node, caller, &message.program_id) {
         let one = signal_one(node, said.of(&tenant)).await?;
         if one.outcome() != v1::Outcome::Missing || reply.reason.is_empty() {
             (reply.outcome, reply.reason) = (one.outcome, one.reason);
@@ -221,39 +244,55 @@ fn tenants(node: &Arc<Node>, caller: &Caller, program: &str) -> Vec<TenantId> {
     if known.is_empty() { vec![caller.tenant.clone()] } else { known.into_iter().map(|name| name.tenant).collect() }
 }
 
+/// Takes a signal of one tenant here. To be called in a task of the node's: it is not to end in the midst.
 async fn signal_one(node: &Arc<Node>, signal: Signal) -> Result<v1::SignalReply, Status> {
     let _turn = node.programs_turn.lock().await;
-    let answer = node.with_core(|core, now| core.signal(now, &signal));
-    let mut sum = Freed::default();
-    for name in &answer.abandoned {
-        loop {
-            let freed = node.with_core(|core, _| core.abandon_program(name));
-            sum.blocks += freed.blocks;
-            sum.bytes += freed.bytes;
-            let more = freed.more;
-            durable(node, entries(freed), "freed now, but a restart may bring the blocks back").await?;
-            if !more {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
+    let known: Vec<HolderName> = std::iter::once(&signal.program).chain(&signal.children).cloned().collect();
+    let lasts = matches!(signal.kind, SignalKind::Fork | SignalKind::Completion);
+    let mut signaling = Signaling::new(signal);
+    while node.with_core(|core, now| core.signal_some(now, &mut signaling)) {
+        tokio::task::yield_now().await;
     }
-    if matches!(signal.kind, SignalKind::Fork | SignalKind::Completion) && answer.outcome == Outcome::Applied {
-        let known = std::iter::once(&signal.program).chain(&signal.children);
-        let records: Vec<Entry> = node
-            .read_core(|core| known.filter_map(|name| core.holder_record(name)).collect::<Vec<_>>())
-            .into_iter()
-            .map(programs::entry)
-            .collect();
+    let answer = signaling.answer();
+    let (blocks, bytes) = free(node, &answer.abandoned).await?;
+    if lasts && answer.outcome == Outcome::Applied {
+        let mut records = Vec::with_capacity(known.len());
+        for some in known.chunks(RECORDS_PER_CORE_CALL) {
+            let some =
+                node.read_core(|core| some.iter().filter_map(|name| core.holder_record(name)).collect::<Vec<_>>());
+            records.extend(some.into_iter().map(programs::entry));
+        }
         durable(node, records, "taken in, but a restart may forget it").await?;
     }
     Ok(v1::SignalReply {
         outcome: v1::Outcome::from(answer.outcome).into(),
         reason: answer.reason.to_owned(),
-        blocks: sum.blocks,
-        bytes: sum.bytes,
+        blocks,
+        bytes,
         nodes: Vec::new(),
     })
+}
+
+/// Frees what only these programs hold, durably. Answers with block shards and their bytes.
+async fn free(node: &Arc<Node>, abandoned: &[HolderName]) -> Result<(u64, u64), Status> {
+    let (mut blocks, mut bytes) = (0, 0);
+    let mut unsaid: Vec<Entry> = Vec::new();
+    for name in abandoned {
+        let mut more = true;
+        while more {
+            let freed = node.with_core(|core, _| core.abandon_program(name));
+            blocks += freed.blocks;
+            bytes += freed.bytes;
+            more = freed.more;
+            unsaid.extend(entries(freed));
+            if unsaid.len() >= ENTRIES_AT_ONCE {
+                durable(node, std::mem::take(&mut unsaid), NOT_DURABLY_FREED).await?;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    durable(node, unsaid, NOT_DURABLY_FREED).await?;
+    Ok((blocks, bytes))
 }
 
 fn entries(freed: Freed) -> Vec<Entry> {
@@ -262,17 +301,22 @@ fn entries(freed: Freed) -> Vec<Entry> {
     evicted.chain(ended).collect()
 }
 
-fn list(node: &Arc<Node>, caller: &Caller, message: &v1::ListProgramsRequest) -> Result<v1::ListProgramsReply, Status> {
+async fn list(
+    node: &Arc<Node>,
+    caller: &Caller,
+    message: &v1::ListProgramsRequest,
+) -> Result<v1::ListProgramsReply, Status> {
     let after = if message.page_token.is_empty() { None } else { Some(name_of_token(&message.page_token)?) };
     let limit = match message.page_size as usize {
         0 => DEFAULT_PAGE,
         size => size.min(MAX_PROGRAMS_PAGE),
     };
-    let tenant = (!caller.operator).then_some(&caller.tenant);
-    let (page, more, now) = node.with_core(|core, now| {
-        let (page, more) = core.programs_after(now, (after.as_ref(), tenant), limit);
-        (page, more, now)
-    });
+    let (tenant, now) = ((!caller.operator).then(|| caller.tenant.clone()), node.now());
+    let mut page = ProgramPage::new(after, tenant, limit);
+    while node.read_core(|core| core.fill_page(now, &mut page)) {
+        tokio::task::yield_now().await;
+    }
+    let (page, more) = page.programs();
     let next = page.last().filter(|_| more).map(|last| token(&last.name)).unwrap_or_default();
     let programs = page.into_iter().map(|view| wire(view, now)).collect();
     Ok(v1::ListProgramsReply { programs, next_page_token: next.into() })

@@ -1,8 +1,9 @@
 //! Targets of verbs: from what a caller names to block keys that it may control.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
-use kvtier_policy::{HolderKind, prompt_keys};
+use kvtier_policy::{HolderKind, Holdings, prompt_keys};
 use kvtier_proto::v1::target::Target;
 use kvtier_proto::{convert, v1};
 use kvtier_types::{BlockHints, BlockKey, HashAlgorithm, NamespaceId, Outcome, TenantId};
@@ -138,11 +139,29 @@ fn program_of(
     let most = BlockHints::MAX_PROGRAM_ID_BYTES;
     let id = convert::bounded("program_id", &named_so.program_id, most).map_err(wire_status)?;
     let which = (named_so.descendants, named_so.exclusive);
-    let keys = node.read_core(|core| {
-        let names = core.holders_named(HolderKind::Program, id, tenant(caller));
-        names.iter().flat_map(|name| core.program_blocks(name, which)).collect()
-    });
+    let names = node.read_core(|core| core.holders_named(HolderKind::Program, id, tenant(caller)));
+    let mut keys = Vec::new();
+    for name in &names {
+        keys.extend(gather(node, Holdings::of_program(name, which)).unwrap_or_default());
+        enough(target, &keys)?;
+    }
     Ok(named(node, caller, target, (keys, false)))
+}
+
+/// Gathers what somebody holds, in steps that leave others their turn. `None` where blocks of it are asked for by tokens, and how
+/// many they have is not known.
+pub(crate) fn gather(node: &Node, mut holdings: Holdings) -> Option<Vec<BlockKey>> {
+    let Ok(()) = node.read_core_in_steps(|core| Ok::<bool, Infallible>(core.gather(&mut holdings)));
+    holdings.keys()
+}
+
+/// What is too much for one call is not gathered any further.
+fn enough(target: u32, keys: &[BlockKey]) -> Result<(), Status> {
+    if keys.len() > MAX_TARGET_KEYS {
+        let reason = format!("target {target}: more than {MAX_TARGET_KEYS} blocks in one call: name a tenant");
+        return Err(Status::invalid_argument(reason));
+    }
+    Ok(())
 }
 
 /// The latest context of a session, or a part of it, as far as it is here.
@@ -153,17 +172,18 @@ fn session_of(node: &Arc<Node>, caller: &Caller, target: u32, session: &v1::Sess
     }
     let most = BlockHints::MAX_PROGRAM_ID_BYTES;
     let id = convert::bounded("session_id", &session.session_id, most).map_err(wire_status)?;
-    let keys: Option<Vec<BlockKey>> = node.read_core(|core| {
-        let names = core.holders_named(HolderKind::Session, id, tenant(caller));
-        let of = names.iter().map(|name| core.session_blocks(name, (start, end)));
-        Some(of.collect::<Option<Vec<_>>>()?.concat())
-    });
-    let Some(keys) = keys else {
-        let reason =
-            "no engine was attached since the start, so how many tokens a block has is not known: name no tokens";
-        let failed = Some((Outcome::Unsupported, reason.to_owned()));
-        return Ok(Resolved { target, named: Vec::new(), by_key: false, failed });
-    };
+    let names = node.read_core(|core| core.holders_named(HolderKind::Session, id, tenant(caller)));
+    let mut keys = Vec::new();
+    for name in &names {
+        let Some(of) = gather(node, Holdings::of_session(name, (start, end))) else {
+            let reason =
+                "no engine was attached since the start, so how many tokens a block has is not known: name no tokens";
+            let failed = Some((Outcome::Unsupported, reason.to_owned()));
+            return Ok(Resolved { target, named: Vec::new(), by_key: false, failed });
+        };
+        keys.extend(of);
+        enough(target, &keys)?;
+    }
     Ok(named(node, caller, target, (keys, false)))
 }
 

@@ -2,8 +2,8 @@
 
 use kvtier_types::{BlockKey, Effect, LayoutId, NamespaceId, Outcome, SemanticType, ShardKey, Taint, TenantId, Tier};
 
-use super::Core;
 use super::movement::CLAIMED;
+use super::{Core, Holdings};
 use crate::catalog::{BlockId, Catalog};
 use crate::entry::{Entry, Flags, Kept};
 use crate::ledger::MissReason;
@@ -151,22 +151,25 @@ impl Core {
     }
 
     /// A page of visible shards from slab index `from` on, and where the next page starts. A page may be short, or empty,
-    /// where few of many shards pass the filter.
+    /// where few of many shards pass the filter. `held` is what the programs hold that the filter names, if it names any.
     #[must_use]
-    pub fn list(&self, from: u32, limit: usize, filter: &ListFilter) -> (Vec<BlockView>, Option<u32>) {
+    pub fn list(
+        &self,
+        from: u32,
+        limit: usize,
+        filter: &ListFilter,
+        held: Option<&Holdings>,
+    ) -> (Vec<BlockView>, Option<u32>) {
         let limit = limit.clamp(1, MAX_LIST_PAGE);
-        let named = Some(filter.program.as_str()).filter(|p| !p.is_empty());
-        let held = named.map(|program| self.held_by_program(program));
         let mut out = Vec::new();
         for (scanned, (id, entry)) in self.catalog.iter_from(from).enumerate() {
             if out.len() == limit || scanned == MAX_LIST_SCAN {
                 return (out, Some(id.index()));
             }
-            let of_program = || match (named, &held) {
-                (Some(program), Some(held)) => {
-                    held.contains_key(&id) || self.catalog.programs.get(entry.program) == program
-                }
-                _ => true,
+            let of_program = || {
+                let program = &filter.program;
+                let holds = || held.is_some_and(|held| held.has(&self.catalog.place_of(id)));
+                program.is_empty() || self.catalog.programs.get(entry.program) == program || holds()
             };
             let wanted = entry.visible()
                 && filter.tier.is_none_or(|t| entry.resident(t))

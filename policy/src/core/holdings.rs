@@ -1,86 +1,137 @@
-//! Who holds what, as it is told: programs and sessions, their blocks and contexts.
+//! The blocks that a program holds, or a session's latest context, gathered in steps.
+//!
+//! Between two steps programs call and blocks go: what is gone ends its path, and nothing is reached but by the tips of who was
+//! named. What nobody else holds is known by counting all tips, so a program that left some meanwhile is counted anew.
 
-use std::time::Duration;
+use kvtier_types::{BlockKey, TenantId};
+use rustc_hash::FxHashSet;
 
-use kvtier_types::{BlockKey, Instant, TenantId};
-use rustc_hash::{FxHashMap, FxHashSet};
-
-use super::{Core, HolderRecord, ProgramCounts};
-use crate::catalog::BlockId;
-use crate::entry::Flags;
+use super::Core;
+use super::programs::HOLDER_STEP;
+use crate::catalog::{BlockId, Place, Spot};
+use crate::entry::{Entry, Flags};
 use crate::events::Event;
-use crate::holders::{Holder, HolderKind, HolderName, HolderState};
-use crate::limits::{MAX_KEYS_PER_CALL, MAX_TOUCHES_PER_CALL};
+use crate::holders::{Counting, HolderKind, HolderName, Kin};
+use crate::limits::MAX_KEYS_PER_CALL;
 
-/// Programs answered by one page of a listing.
-pub const MAX_PROGRAMS_PAGE: usize = 256;
+/// Times that blocks are counted anew because a program left some meanwhile; after that it has none to itself.
+const MAX_COUNTS: u32 = 4;
 
-/// A program or session as it is.
-#[derive(Debug, Clone)]
-pub struct ProgramView {
-    /// Its name.
-    pub name: HolderName,
-    /// Who started it.
-    pub parent: Option<HolderName>,
-    /// What it does.
-    pub state: HolderState,
-    /// How long it has been silent.
-    pub idle: Duration,
-    /// Block shards that it holds here.
-    pub blocks: u64,
-    /// Those that nobody else does.
-    pub exclusive: u64,
+/// Blocks of programs or of a session, as far as they were gathered: at most [`MAX_KEYS_PER_CALL`] keys.
+#[derive(Debug)]
+pub struct Holdings {
+    wish: Wish,
+    stage: Stage,
+    members: Vec<HolderName>,
+    /// The tips of the current member that come next, last first.
+    tips: Vec<Spot>,
+    /// The path above the current tip as far as it is new, deepest first.
+    path: Vec<(Place, bool)>,
+    above: Option<Spot>,
+    visited: FxHashSet<Place>,
+    seen: FxHashSet<BlockKey>,
+    keys: Vec<BlockKey>,
+    /// A block's length in tokens is not known.
+    unknown: bool,
 }
 
-/// What a program is to whoever schedules it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ProgramTurn {
-    /// Its name.
-    pub name: HolderName,
-    /// What engines took for it so far, as far as this node sees it.
-    pub attained: Duration,
-    /// Since when it said that it is about to call, and did not.
-    pub waits: Option<Instant>,
-    /// When it said that it is back from a tool.
-    pub returns: Option<Instant>,
-    /// Whether it ended.
-    pub ended: bool,
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Wish {
+    /// What programs hold, and what they held and nobody holds now.
+    Held,
+    /// Those of them that nobody else holds.
+    Exclusive,
+    /// Where they lie, but for what they only held.
+    Places,
+    /// Blocks of the latest context that overlap tokens from here to there; to its end when that is zero.
+    Context(u32, u32),
+}
+
+#[derive(Debug)]
+enum Stage {
+    Family(Kin),
+    Count(Count),
+    /// Whether the members from this one on left no tips since they were counted.
+    Verify(usize, Count),
+    /// What this member has is gathered next.
+    List(usize, Counting),
+    Done,
+}
+
+/// Tips of all members, counted.
+#[derive(Debug, Default)]
+struct Count {
+    counting: Counting,
+    /// How often each member had left tips when its own were counted.
+    left: Vec<u64>,
+    /// Times that it was begun anew.
+    tries: u32,
+}
+
+impl Holdings {
+    /// Of a program, in prefix order: its children's too, or only those blocks that no other holds, if so asked.
+    #[must_use]
+    pub fn of_program(name: &HolderName, (descendants, exclusive): (bool, bool)) -> Self {
+        let wish = if exclusive { Wish::Exclusive } else { Wish::Held };
+        Self::of(wish, vec![name.clone()], descendants)
+    }
+
+    /// Of a session's latest context: blocks that overlap tokens `start` to `end` (to its end when that is zero), in prefix
+    /// order.
+    #[must_use]
+    pub fn of_session(name: &HolderName, (start, end): (u32, u32)) -> Self {
+        Self::of(Wish::Context(start, end), vec![name.clone()], false)
+    }
+
+    /// Of programs, to know of blocks whether these hold them: see [`Core::list`].
+    #[must_use]
+    pub fn of_programs(names: Vec<HolderName>) -> Self {
+        Self::of(Wish::Places, names, false)
+    }
+
+    fn of(wish: Wish, names: Vec<HolderName>, descendants: bool) -> Self {
+        let (stage, members) =
+            if descendants { (Stage::Family(Kin::of(names)), Vec::new()) } else { (begin(wish), names) };
+        Self {
+            wish,
+            stage,
+            members,
+            tips: Vec::new(),
+            path: Vec::new(),
+            above: None,
+            visited: FxHashSet::default(),
+            seen: FxHashSet::default(),
+            keys: Vec::new(),
+            unknown: false,
+        }
+    }
+
+    /// The blocks, once all are gathered. `None` when a block's length in tokens is not known and was needed: no engine was
+    /// attached with its layout.
+    #[must_use]
+    pub fn keys(self) -> Option<Vec<BlockKey>> {
+        (!self.unknown).then_some(self.keys)
+    }
+
+    /// Whether a shard is among those gathered.
+    pub(super) fn has(&self, place: &Place) -> bool {
+        self.visited.contains(place)
+    }
+
+    fn is_full(&self) -> bool {
+        self.keys.len() >= MAX_KEYS_PER_CALL
+    }
+}
+
+fn begin(wish: Wish) -> Stage {
+    match wish {
+        Wish::Exclusive => Stage::Count(Count::default()),
+        _ => Stage::List(0, Counting::default()),
+    }
 }
 
 impl Core {
-    /// What a program is to whoever schedules it.
-    #[must_use]
-    pub fn program_turn(&self, name: &HolderName) -> Option<ProgramTurn> {
-        self.catalog.holders.find(name).map(|id| turn(self.catalog.holders.get(id)))
-    }
-
-    /// Programs that said they are about to call, or when, after a name: of one tenant, or of all. Looks at
-    /// [`MAX_TOUCHES_PER_CALL`] programs at most, and says after which to go on if there are more.
-    #[must_use]
-    pub fn programs_due(
-        &self,
-        after: Option<&HolderName>,
-        tenant: Option<&TenantId>,
-    ) -> (Vec<ProgramTurn>, Option<HolderName>) {
-        let (mut due, mut last) = (Vec::new(), None);
-        for (count, holder) in self.catalog.holders.after(after).enumerate() {
-            // Sessions come after all programs.
-            if holder.name.kind == HolderKind::Session {
-                return (due, None);
-            }
-            if count == MAX_TOUCHES_PER_CALL {
-                return (due, last);
-            }
-            last = Some(holder.name.clone());
-            if tenant.is_none_or(|t| *t == holder.name.tenant) {
-                due.extend(
-                    Some(turn(holder)).filter(|turn| (turn.waits.is_some() || turn.returns.is_some()) && !turn.ended),
-                );
-            }
-        }
-        (due, None)
-    }
-
     /// The programs or sessions of a name: of one tenant, or of all.
     #[must_use]
     pub fn holders_named(&self, kind: HolderKind, id: &str, tenant: Option<&TenantId>) -> Vec<HolderName> {
@@ -88,71 +139,159 @@ impl Core {
         named.filter(|h| tenant.is_none_or(|t| h.name.tenant == *t)).map(|h| h.name.clone()).collect()
     }
 
-    /// Blocks that a program holds, in prefix order: its children's too, or only those that no other holds, if so asked.
+    /// All that [`Holdings::of_program`] comes to.
     #[must_use]
-    pub fn program_blocks(&self, name: &HolderName, (descendants, exclusive): (bool, bool)) -> Vec<BlockKey> {
-        let Some(id) = self.catalog.holders.find(name) else { return Vec::new() };
-        let family = if descendants { self.catalog.holders.family(id) } else { vec![id] };
-        let holders: Vec<&Holder> = family.iter().map(|id| self.catalog.holders.get(*id)).collect();
-        let counts = self.catalog.counts_of(&holders);
-        let mut seen = FxHashSet::default();
-        let mut keys = Vec::new();
-        let tips = holders.iter().flat_map(|h| h.tips.keys().chain(&h.former));
-        for id in tips.flat_map(|tip| self.catalog.path_to(*tip)) {
-            let entry = self.catalog.get(id);
-            let own = counts.get(&id).copied().unwrap_or(0) == entry.held && !entry.flags.has(Flags::COMMON);
-            if keys.len() < MAX_KEYS_PER_CALL && (own || !exclusive) && seen.insert(entry.key) {
-                keys.push(entry.key);
-            }
-        }
-        keys
+    pub fn program_blocks(&self, name: &HolderName, which: (bool, bool)) -> Vec<BlockKey> {
+        let mut holdings = Holdings::of_program(name, which);
+        while self.gather(&mut holdings) {}
+        holdings.keys().unwrap_or_default()
     }
 
-    /// Blocks of a session's latest context that overlap tokens `start` to `end` (to its end when that is zero), in prefix
-    /// order. `None` when a block's length in tokens is not known: no engine was attached with its layout.
+    /// All that [`Holdings::of_session`] comes to.
     #[must_use]
-    pub fn session_blocks(&self, name: &HolderName, (start, end): (u32, u32)) -> Option<Vec<BlockKey>> {
-        let Some(id) = self.catalog.holders.find(name) else { return Some(Vec::new()) };
-        let whole = start == 0 && end == 0;
-        let mut seen = FxHashSet::default();
-        let mut keys = Vec::new();
-        for tip in &self.catalog.holders.get(id).context {
-            // Shards of one block have the same path above them.
-            if seen.contains(&self.catalog.get(*tip).key) {
-                continue;
-            }
-            for id in self.catalog.path_to(*tip) {
-                let entry = self.catalog.get(id);
-                let inside = whole || {
-                    let tokens = self.catalog.block_tokens(entry.layout, entry.group)?;
-                    let first = entry.depth_blocks.saturating_mul(tokens);
-                    first.saturating_add(tokens) > start && (end == 0 || first < end)
-                };
-                if inside && keys.len() < MAX_KEYS_PER_CALL && seen.insert(entry.key) {
-                    keys.push(entry.key);
+    pub fn session_blocks(&self, name: &HolderName, tokens: (u32, u32)) -> Option<Vec<BlockKey>> {
+        let mut holdings = Holdings::of_session(name, tokens);
+        while self.gather(&mut holdings) {}
+        holdings.keys()
+    }
+
+    /// Gathers some more. Answers whether something is left.
+    pub fn gather(&self, holdings: &mut Holdings) -> bool {
+        let left = &mut HOLDER_STEP.clone();
+        holdings.stage = match std::mem::replace(&mut holdings.stage, Stage::Done) {
+            Stage::Family(mut kin) => {
+                if self.catalog.holders.kin_some(&mut kin, left) {
+                    Stage::Family(kin)
+                } else {
+                    holdings.members = kin.into_members();
+                    begin(holdings.wish)
                 }
             }
-        }
-        Some(keys)
+            Stage::Count(count) => self.count_holdings(&holdings.members, count, left),
+            Stage::Verify(from, count) => self.verify_count(&holdings.members, (from, count), left),
+            Stage::List(member, counting) => match self.list_holdings(holdings, member, &counting, left) {
+                Some(member) => Stage::List(member, counting),
+                None => Stage::Done,
+            },
+            Stage::Done => Stage::Done,
+        };
+        !matches!(holdings.stage, Stage::Done)
     }
 
-    /// Prefixes that many calls share, by the key of their last block, the most used first, with uses per second.
-    #[must_use]
-    pub fn hottest(&self, now: Instant, most: usize) -> Vec<(BlockKey, f64)> {
-        self.hot.hottest(now).take(most).collect()
+    fn count_holdings(&self, members: &[HolderName], mut count: Count, left: &mut usize) -> Stage {
+        while let Some(name) = members.get(count.left.len()) {
+            if *left == 0 {
+                return Stage::Count(count);
+            }
+            let holder = self.catalog.holders.find(name).map(|id| self.catalog.holders.get(id));
+            count.left.push(holder.map_or(0, |holder| holder.left));
+            if let Some(holder) = holder {
+                *left = left.saturating_sub(1 + holder.tips.len());
+                self.catalog.count_tips(&mut count.counting, holder);
+            }
+        }
+        if *left == 0 || self.catalog.count_some(&mut count.counting, left) {
+            return Stage::Count(count);
+        }
+        Stage::Verify(0, count)
     }
 
-    /// The block before this one in the prefix, and the bytes of this one's shards. `None` where nothing of it is here, or it may
-    /// not go to other nodes.
-    #[must_use]
-    pub fn step_up(&self, key: &BlockKey) -> Option<(Option<BlockKey>, u64)> {
-        let shards = self.catalog.find_all(key);
-        let entry = self.catalog.get(*shards.first()?);
-        if !shards.iter().all(|id| self.may_leave(self.catalog.get(*id))) {
-            return None;
+    /// Tips that were left meanwhile may have been counted in the place of somebody else's.
+    fn verify_count(&self, members: &[HolderName], (from, count): (usize, Count), left: &mut usize) -> Stage {
+        for (at, (name, before)) in members.iter().zip(&count.left).enumerate().skip(from) {
+            if *left == 0 {
+                return Stage::Verify(at, count);
+            }
+            *left -= 1;
+            let now = self.catalog.holders.find(name).map_or(0, |id| self.catalog.holders.get(id).left);
+            if now == *before {
+                continue;
+            }
+            let tries = count.tries + 1;
+            return if tries < MAX_COUNTS { Stage::Count(Count { tries, ..Count::default() }) } else { Stage::Done };
         }
-        let bytes = shards.iter().map(|id| u64::from(self.catalog.get(*id).bytes)).sum();
-        Some((entry.parent.map(|parent| self.catalog.get(parent).key), bytes))
+        Stage::List(0, count.counting)
+    }
+
+    /// Answers with the member that is next.
+    fn list_holdings(
+        &self,
+        holdings: &mut Holdings,
+        mut member: usize,
+        counting: &Counting,
+        left: &mut usize,
+    ) -> Option<usize> {
+        while *left > 0 {
+            *left -= 1;
+            if holdings.is_full() {
+                return None;
+            }
+            if let Some(spot) = holdings.above.take() {
+                self.climb(holdings, spot, counting);
+            } else if let Some((place, wanted)) = holdings.path.pop() {
+                if wanted && holdings.seen.insert(place.key) {
+                    holdings.keys.push(place.key);
+                }
+            } else if let Some(tip) = holdings.tips.pop() {
+                // Shards of one block have the same path above them.
+                let is_known = matches!(holdings.wish, Wish::Context(..)) && holdings.seen.contains(&tip.place.key);
+                holdings.above = (!is_known).then_some(tip);
+            } else {
+                let name = holdings.members.get(member)?;
+                member += 1;
+                holdings.tips = self.tips_of(name, holdings.wish);
+                *left = left.saturating_sub(holdings.tips.len());
+            }
+        }
+        Some(member)
+    }
+
+    /// The tips whose paths are gathered, last first.
+    fn tips_of(&self, name: &HolderName, wish: Wish) -> Vec<Spot> {
+        let Some(id) = self.catalog.holders.find(name) else { return Vec::new() };
+        let holder = self.catalog.holders.get(id);
+        let faded = |id: &&BlockId| self.catalog.get(**id).flags.has(Flags::FADED);
+        let ids: Vec<BlockId> = match wish {
+            Wish::Held | Wish::Exclusive => {
+                holder.tips.keys().chain(holder.former.iter().filter(faded)).copied().collect()
+            }
+            Wish::Places => holder.tips.keys().copied().collect(),
+            Wish::Context(..) => holder.context.iter().copied().collect(),
+        };
+        ids.into_iter().rev().map(|id| self.catalog.spot(id)).collect()
+    }
+
+    /// Looks at a block, and says which is next on the way up: none where the rest is known, or the block is gone.
+    fn climb(&self, holdings: &mut Holdings, spot: Spot, counting: &Counting) {
+        let Some(id) = self.catalog.at(&spot) else { return };
+        if !holdings.visited.insert(spot.place) {
+            return;
+        }
+        let entry = self.catalog.get(id);
+        let wanted = match holdings.wish {
+            Wish::Held => true,
+            Wish::Exclusive => counting.owns(&spot.place, entry),
+            Wish::Places => false,
+            Wish::Context(start, end) => {
+                let inside = self.is_inside(entry, (start, end));
+                holdings.unknown |= inside.is_none();
+                inside.unwrap_or(false)
+            }
+        };
+        // Where a block lies is all that is asked for: nothing is to be put in order.
+        if !matches!(holdings.wish, Wish::Places) {
+            holdings.path.push((spot.place, wanted));
+        }
+        holdings.above = entry.parent.map(|parent| self.catalog.spot(parent));
+    }
+
+    fn is_inside(&self, entry: &Entry, (start, end): (u32, u32)) -> Option<bool> {
+        if start == 0 && end == 0 {
+            return Some(true);
+        }
+        let tokens = self.catalog.block_tokens(entry.layout, entry.group)?;
+        let first = entry.depth_blocks.saturating_mul(tokens);
+        Some(first.saturating_add(tokens) > start && (end == 0 || first < end))
     }
 
     /// About how many bytes the latest context of a program or session has.
@@ -161,49 +300,6 @@ impl Core {
         let Some(id) = self.catalog.holders.find(name) else { return 0 };
         let tips = self.catalog.holders.get(id).context.iter().map(|tip| self.catalog.get(*tip));
         tips.map(|tip| u64::from(tip.bytes) * (u64::from(tip.depth_blocks) + 1)).sum()
-    }
-
-    /// A page of programs and sessions after a name, and whether there are more: of one tenant, or of all.
-    #[must_use]
-    pub fn programs_after(
-        &self,
-        now: Instant,
-        (after, tenant): (Option<&HolderName>, Option<&TenantId>),
-        limit: usize,
-    ) -> (Vec<ProgramView>, bool) {
-        let all = self.catalog.holders.after(after).filter(|h| tenant.is_none_or(|t| h.name.tenant == *t));
-        let mut page: Vec<&Holder> = all.take(limit.clamp(1, MAX_PROGRAMS_PAGE) + 1).collect();
-        let more = page.len() > limit.clamp(1, MAX_PROGRAMS_PAGE);
-        page.truncate(limit.clamp(1, MAX_PROGRAMS_PAGE));
-        (page.into_iter().map(|holder| self.program_view(now, holder)).collect(), more)
-    }
-
-    fn program_view(&self, now: Instant, holder: &Holder) -> ProgramView {
-        let counts = self.catalog.counts_of(&[holder]);
-        let own = |(id, count): &(&BlockId, &u32)| {
-            let entry = self.catalog.get(**id);
-            entry.held == **count && !entry.flags.has(Flags::COMMON)
-        };
-        ProgramView {
-            name: holder.name.clone(),
-            parent: holder.parent.clone(),
-            state: holder.state,
-            idle: holder.idle(now),
-            blocks: counts.len() as u64,
-            exclusive: counts.iter().filter(own).count() as u64,
-        }
-    }
-
-    /// What the programs of a name hold.
-    pub(super) fn held_by_program(&self, program: &str) -> FxHashMap<BlockId, u32> {
-        let holders: Vec<&Holder> = self.catalog.holders.named(HolderKind::Program, program).collect();
-        self.catalog.counts_of(&holders)
-    }
-
-    /// What of a program or session outlives a restart, as it is now.
-    #[must_use]
-    pub fn holder_record(&self, name: &HolderName) -> Option<HolderRecord> {
-        self.catalog.holders.find(name).map(|id| self.holder_as_is(id))
     }
 
     /// The number of the last event.
@@ -216,22 +312,5 @@ impl Core {
     #[must_use]
     pub fn events_after(&self, sequence: u64) -> (Vec<Event>, bool) {
         self.catalog.events.after(sequence)
-    }
-
-    /// Programs and sessions known, and counts of their signals.
-    #[must_use]
-    pub fn program_counts(&self) -> (usize, ProgramCounts) {
-        (self.catalog.holders.len(), self.program_counts)
-    }
-}
-
-fn turn(holder: &Holder) -> ProgramTurn {
-    let returns = if let HolderState::Waiting { until } = holder.state { until } else { None };
-    ProgramTurn {
-        name: holder.name.clone(),
-        attained: holder.service.attained(),
-        waits: holder.service.waits(),
-        returns,
-        ended: holder.state == HolderState::Ended,
     }
 }

@@ -3,6 +3,7 @@
 //! *Use*: call a method with the time; perform every [`Action`] of [`Core::poll_action`]; report its end with
 //! [`Core::moved`]; call [`Core::expire`] at [`Core::poll_timeout`].
 
+mod abandon;
 mod budget;
 mod calls;
 mod claiming;
@@ -10,6 +11,7 @@ mod claims;
 mod control;
 mod costs;
 mod export;
+mod forking;
 mod holdings;
 mod lifetime;
 mod look;
@@ -17,14 +19,18 @@ mod lookup;
 mod marks;
 mod movement;
 mod moves;
+mod program_page;
 mod programs;
 mod publish;
 mod remote;
 mod replication;
 mod session;
 mod settle;
+mod shared;
+mod signals;
 mod spaces;
 mod standing;
+mod turns;
 mod write;
 
 #[cfg(test)]
@@ -33,6 +39,8 @@ mod cluster_tests;
 mod marks_tests;
 #[cfg(test)]
 mod movement_tests;
+#[cfg(test)]
+mod program_steps_tests;
 #[cfg(test)]
 mod programs_tests;
 #[cfg(test)]
@@ -44,25 +52,27 @@ use std::time::Duration;
 use kvtier_types::{BlockKey, ClaimName, Expect, Instant, Location, Origin, RecordMeta, ShardKey, Tier};
 use rustc_hash::FxHashMap;
 
+pub use abandon::Freed;
 pub use calls::GuardEvent;
 pub use claiming::{ClaimAnswer, ClaimRequest, Claiming, Survey, Unclaiming};
 pub use claims::{ClaimCounts, ClaimView, MAX_CLAIMS_PAGE};
 pub use control::{BlockView, EvictPlan, ListFilter, ReplicaView, TierUse};
 pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
-pub use holdings::{MAX_PROGRAMS_PAGE, ProgramTurn, ProgramView};
+pub use holdings::Holdings;
 pub use lifetime::Explained;
 pub use look::Look;
 pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};
 pub use marks::{Mark, MarkChange, MarkPlan, MarkSweep, TaintPattern};
 pub use movement::{MovePlan, MoveStep, Moved};
 pub use moves::{MoveEnd, Reclaimed};
-pub use programs::{
-    Freed, HolderRecord, MAX_CHILDREN_PER_SIGNAL, ProgramCounts, ProgramEvent, Signal, SignalAnswer, SignalKind,
-};
+pub use program_page::{MAX_PROGRAMS_PAGE, ProgramPage, ProgramView};
+pub use programs::{HolderRecord, ProgramCounts, ProgramEvent};
 pub use publish::{Located, Publish};
 pub use remote::{FetchConfig, FetchEnd};
 pub use settle::{LoadReport, LoadResult, ReleaseReport};
+pub use signals::{MAX_CHILDREN_PER_SIGNAL, Signal, SignalAnswer, SignalKind, Signaling};
 pub use spaces::{KnownSpace, prompt_keys};
+pub use turns::ProgramTurn;
 pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
 
 use self::budget::WriteBudget;
@@ -74,7 +84,7 @@ use crate::claims::{Claims, ClaimsConfig};
 use crate::evict::EvictionConfig;
 use crate::frame::{FramePool, FrameRef};
 use crate::ghost::Ghost;
-use crate::holders::HolderName;
+use crate::holders::Cancelled;
 use crate::intern::Interner;
 use crate::lease::{Lease, LeaseId};
 use crate::ledger::Ledger;
@@ -362,8 +372,7 @@ pub struct Core {
     fetching: Fetching,
     members: Members,
     spaces: KnownSpaces,
-    /// Abandoned programs, each with the last sequence it may have written under.
-    cancelled: BTreeMap<HolderName, u64>,
+    cancelled: Cancelled,
     program_counts: ProgramCounts,
     incarnation: u64,
     /// The time last told.
@@ -429,7 +438,7 @@ impl Core {
             fetching: Fetching::default(),
             members: Members::default(),
             spaces: KnownSpaces::default(),
-            cancelled: BTreeMap::new(),
+            cancelled: Cancelled::default(),
             program_counts: ProgramCounts::default(),
             incarnation: 0,
             clock: Instant::ZERO,

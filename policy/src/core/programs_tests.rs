@@ -5,16 +5,16 @@ use kvtier_types::{BlockHints, BlockKey, Location, Outcome, RequestHints, Tenant
 use super::tests::{Bench, NOW, key};
 use super::*;
 use crate::evict::Standing;
-use crate::holders::HolderKind;
+use crate::holders::{HolderKind, HolderName};
 
 /// Programs `main` (blocks 1 to 5), its child `left` (1 to 3, then 11 to 13) and `other` (1, 2, then 21).
-struct Family(Bench);
+pub(super) struct Family(pub(super) Bench);
 
-fn name(id: &str) -> HolderName {
+pub(super) fn name(id: &str) -> HolderName {
     HolderName::program(&TenantId::shared(), id)
 }
 
-fn hints(program: &str, session: &str, parent: &str) -> RequestHints {
+pub(super) fn hints(program: &str, session: &str, parent: &str) -> RequestHints {
     RequestHints {
         block: BlockHints { program_id: program.into(), ..BlockHints::default() },
         session_id: session.into(),
@@ -28,7 +28,7 @@ fn keys(numbers: &[u8]) -> Vec<BlockKey> {
 }
 
 impl Family {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut this = Self(Bench::new(32, true));
         this.write(&hints("main", "talk", ""), &[1, 2, 3, 4, 5]);
         this.write(&hints("left", "", "main"), &[1, 2, 3, 11, 12, 13]);
@@ -56,6 +56,7 @@ impl Family {
             let seal = SealRequest { key: key(*n), shard: 0, frame: frames[0], checksum: 1, abandoned: false };
             assert_eq!(self.0.core.seal(self.0.who, &[seal]).unwrap(), [SealOutcome::Applied]);
         }
+        while self.0.core.settle_holders() {}
     }
 
     fn offload(&mut self) {

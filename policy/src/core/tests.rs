@@ -323,7 +323,7 @@ fn ranges_that_no_prompt_has_are_refused() {
         };
         assert!(matches!(b.core.lookup(NOW, request), Err(CoreError::BadRange { .. })));
     }
-    assert!(b.core.list(u32::MAX, 10, &ListFilter::default()).0.is_empty(), "nor do pages beyond the last");
+    assert!(b.core.list(u32::MAX, 10, &ListFilter::default(), None).0.is_empty(), "nor do pages beyond the last");
 }
 
 #[test]

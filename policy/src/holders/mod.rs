@@ -12,13 +12,27 @@
 //! did not say who he is are *common*: nobody's end frees them. Tips that a program outlived (its context was rewritten, or
 //! it ended) are *former*: what only they lead to is *faded*, and goes first.
 //!
-//! *Invariants*: a block's `held` is the number of live tips at and below it. A common block's ancestors are common. A tip is
-//! at a block that the catalog has: when that goes, the tip moves to the parent (`tips_agree_with_a_naive_model`).
-//! *Bounds*: [`MAX_HOLDERS`] holders, [`MAX_TIPS_PER_HOLDER`] tips of each. A holder or tip that makes room leaves what only it
-//! held common.
+//! Tips that a holder leaves, and those that a fork hands on, are carried block by block in steps. On their way they belong to
+//! *bearers*: holders without a name. So they count where they are, and move on as all tips do when their block goes.
+//!
+//! *Invariants*: a block's `held` is the number of tips at and below it, those of bearers too. A common block's ancestors are
+//! common, or held by a bearer that makes them so. A tip is at a block that the catalog has: when that goes, the tip moves to
+//! the parent (`tips_agree_with_a_naive_model`, `steps_come_to_what_one_walk_does`).
+//! *Bounds*: [`MAX_HOLDERS`] holders, [`MAX_TIPS_PER_HOLDER`] tips and as many former ones of each; a bearer has one tip at a
+//! block at most. A holder or tip that makes room leaves what only it held common. Of tenants the one that has most holders
+//! makes room.
 
+mod cancelled;
+mod counting;
+mod descent;
+mod former;
+mod kin;
+mod leaving;
 mod paths;
 mod service;
+mod shares;
+#[cfg(test)]
+mod steps_tests;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -29,7 +43,12 @@ use std::time::Duration;
 use kvtier_types::{FieldHasher, Instant, TenantId};
 
 use crate::catalog::BlockId;
+use former::Former;
 
+pub(crate) use cancelled::Cancelled;
+pub(crate) use counting::Counting;
+pub(crate) use descent::Descent;
+pub(crate) use kin::{Kin, Line};
 pub(crate) use service::Service;
 pub(crate) use table::Holders;
 
@@ -37,6 +56,8 @@ pub(crate) use table::Holders;
 pub const MAX_HOLDERS: usize = 65_536;
 /// Tips of one holder: branches times groups times shards.
 pub(crate) const MAX_TIPS_PER_HOLDER: usize = 1024;
+/// Ancestors of a holder that are looked through before it becomes the parent of another.
+pub(crate) const MAX_GENERATIONS: usize = 256;
 
 /// What kind of holder it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +122,23 @@ pub enum HolderState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct HolderId(u32);
 
+impl HolderId {
+    /// Bears tips up whose holder outlived them: what nobody holds behind them is faded.
+    pub(crate) const FADING: Self = Self(0);
+    /// Bears tips up that made room: what nobody holds behind them is common.
+    pub(crate) const YIELDING: Self = Self(1);
+    /// Bears those of them up that left something common behind: all above is common too.
+    pub(crate) const MARKING: Self = Self(2);
+    /// Bears tips down that a fork hands on.
+    pub(crate) const COMING: Self = Self(3);
+    /// How many bearers there are: the first numbers are theirs.
+    const BEARERS: u32 = 4;
+
+    const fn is_bearer(self) -> bool {
+        self.0 < Self::BEARERS
+    }
+}
+
 /// Tips at one block: more than one where blocks between them went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tip {
@@ -119,7 +157,7 @@ pub(crate) struct Holder {
     /// What it holds, counted in the blocks.
     pub(crate) tips: BTreeMap<BlockId, Tip>,
     /// What it held.
-    pub(crate) former: BTreeSet<BlockId>,
+    pub(crate) former: Former,
     /// Where its latest call ended, one of each group and shard of each layout. Not counted.
     pub(crate) context: BTreeSet<BlockId>,
     /// Its context was rewritten: tips older than its next call are former.
@@ -128,6 +166,8 @@ pub(crate) struct Holder {
     pub(crate) awaited: bool,
     /// What engines took for it, and whether it waits for one.
     pub(crate) service: Service,
+    /// How often it left tips behind, or moved them up.
+    pub(crate) left: u64,
     touched: u64,
 }
 
@@ -140,11 +180,12 @@ impl Holder {
             state: HolderState::default(),
             seen: now,
             tips: BTreeMap::new(),
-            former: BTreeSet::new(),
+            former: Former::default(),
             context: BTreeSet::new(),
             rewritten: false,
             awaited: false,
             service: Service::default(),
+            left: 0,
             touched,
         }
     }
@@ -154,7 +195,12 @@ impl Holder {
         now.since(self.seen)
     }
 
+    /// Whether it was heard of after a touch.
+    pub(crate) const fn was_heard_since(&self, touched: u64) -> bool {
+        self.touched > touched
+    }
+
     fn is_at(&self, id: BlockId) -> bool {
-        self.tips.contains_key(&id) || self.former.contains(&id) || self.context.contains(&id)
+        self.tips.contains_key(&id) || self.former.contains(id) || self.context.contains(&id)
     }
 }

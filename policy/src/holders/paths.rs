@@ -1,9 +1,8 @@
 //! Tips and the paths above them: what counts in the blocks of the catalog.
 
 use kvtier_types::Instant;
-use rustc_hash::FxHashMap;
 
-use super::{Holder, HolderId, HolderName, HolderState, MAX_TIPS_PER_HOLDER, Tip};
+use super::{HolderId, HolderName, HolderState, MAX_TIPS_PER_HOLDER, Tip};
 use crate::catalog::{BlockId, Catalog};
 use crate::entry::{Entry, Flags};
 
@@ -12,25 +11,28 @@ impl Catalog {
     /// and are not any more.
     pub(crate) fn hold(&mut self, now: Instant, name: &HolderName, tips: &[BlockId]) -> Vec<BlockId> {
         let id = self.hear(now, name);
-        let holder = self.holders.get_mut(id);
-        holder.state = HolderState::Active;
-        // A call that found nothing says nothing yet of what it keeps.
-        let rewritten = !tips.is_empty() && std::mem::take(&mut holder.rewritten);
         let touched = self.holders.touch();
         let mut revived = Vec::new();
         for tip in tips {
             self.put_tip(id, *tip, touched, &mut revived);
         }
+        self.called(id, touched, tips);
+        revived
+    }
+
+    /// A call of a holder ended at these blocks, and it has its tips there: what is older may be former, or too much.
+    pub(crate) fn called(&mut self, id: HolderId, touched: u64, tips: &[BlockId]) {
+        self.holders.get_mut(id).state = HolderState::Active;
         self.follow(id, tips);
         while self.holders.get(id).tips.len() > MAX_TIPS_PER_HOLDER {
             let oldest = self.holders.get(id).tips.iter().min_by_key(|(_, t)| t.touched).map(|(b, _)| *b);
             let Some(oldest) = oldest else { break };
-            self.surrender(id, oldest);
+            self.yield_tips(id, oldest);
         }
-        if rewritten && !tips.is_empty() {
-            self.fade_before(id, touched);
+        // A call that found nothing says nothing yet of what it keeps.
+        if !tips.is_empty() && std::mem::take(&mut self.holders.get_mut(id).rewritten) {
+            self.outlive_some(id, touched, &mut MAX_TIPS_PER_HOLDER.clone());
         }
-        revived
     }
 
     /// A holder was heard of. Another may have to make room.
@@ -128,28 +130,10 @@ impl Catalog {
         }
     }
 
-    /// Takes a holder's tips at a block away for want of room: what only they held is common from now on.
-    fn surrender(&mut self, id: HolderId, tip: BlockId) {
-        let Some(taken) = self.holders.take_tips(id, tip) else { return };
-        self.count_down(tip, taken.count);
-        if self.get(tip).held == 0 {
-            self.mark_common(tip, &mut Vec::new());
-        }
-    }
-
-    fn count_down(&mut self, tip: BlockId, count: u32) {
-        let mut next = Some(tip);
-        while let Some(block) = next {
-            let entry = self.raw(block);
-            entry.held -= count;
-            next = entry.parent;
-        }
-    }
-
     /// Forgets a holder that makes room for another.
     fn let_go(&mut self, id: HolderId) {
         for tip in self.holders.get(id).tips.keys().copied().collect::<Vec<_>>() {
-            self.surrender(id, tip);
+            self.yield_tips(id, tip);
         }
         self.holders.remove(id);
     }
@@ -160,48 +144,16 @@ impl Catalog {
         self.holders.remove(id);
     }
 
-    /// A holder's tips up to now are former ones. Answers with what faded.
-    pub(crate) fn fade(&mut self, id: HolderId) -> Vec<BlockId> {
-        self.fade_before(id, u64::MAX);
-        std::mem::take(&mut self.faded)
-    }
-
-    fn fade_before(&mut self, id: HolderId, touched: u64) {
-        let tips = self.holders.get(id).tips.iter();
-        let old: Vec<BlockId> = tips.filter(|(_, tip)| tip.touched < touched).map(|(block, _)| *block).collect();
-        for tip in old {
-            let Some(taken) = self.holders.take_tips(id, tip) else { continue };
-            let mut next = Some(tip);
-            while let Some(block) = next {
-                let entry = self.raw(block);
-                entry.held -= taken.count;
-                next = entry.parent;
-                if entry.held == 0 && !entry.flags.has(Flags::COMMON | Flags::FADED) {
-                    entry.flags.set(Flags::FADED, true);
-                    self.faded.push(block);
-                }
-            }
-            if self.get(tip).flags.has(Flags::FADED) {
-                self.holders.get_mut(id).former.insert(tip);
-                self.holders.join(id, tip);
-            }
-        }
-    }
-
-    /// What faded since it was last asked for.
-    pub(crate) fn take_faded(&mut self) -> Vec<BlockId> {
-        std::mem::take(&mut self.faded)
-    }
-
     /// Moves one of a holder's tips a block up. Answers with the block it left, if now nobody holds that; `None` when the
     /// holder has no tips left.
     pub(crate) fn lift(&mut self, id: HolderId) -> Option<Option<BlockId>> {
         // What faded lies below what is held: children go before their parents.
-        if let Some(block) = self.holders.get_mut(id).former.pop_last() {
+        if let Some(block) = self.holders.get_mut(id).former.pop_deepest() {
             return Some(self.lift_former(id, block));
         }
         let (&block, _) = self.holders.get(id).tips.last_key_value()?;
         let tip = self.holders.take_tips(id, block)?;
+        self.holders.get_mut(id).left += 1;
         let entry = self.raw(block);
         entry.held -= tip.count;
         let exclusive = entry.held == 0 && !entry.flags.has(Flags::COMMON);
@@ -219,7 +171,8 @@ impl Catalog {
             return None;
         }
         if let Some(parent) = entry.parent.filter(|p| faded(self.get(*p))) {
-            self.holders.get_mut(id).former.insert(parent);
+            let depth_blocks = self.get(parent).depth_blocks;
+            self.holders.get_mut(id).former.insert(parent, depth_blocks);
             self.holders.join(id, parent);
         }
         Some(block)
@@ -229,25 +182,5 @@ impl Catalog {
     pub(crate) fn follow_session(&mut self, now: Instant, name: &HolderName, tips: &[BlockId]) {
         let id = self.hear(now, name);
         self.follow(id, tips);
-    }
-
-    /// How often these holders count in each block that they hold.
-    pub(crate) fn counts_of(&self, holders: &[&Holder]) -> FxHashMap<BlockId, u32> {
-        let mut counts = FxHashMap::default();
-        for (tip, at) in holders.iter().flat_map(|h| &h.tips) {
-            let mut next = Some(*tip);
-            while let Some(id) = next {
-                *counts.entry(id).or_default() += at.count;
-                next = self.get(id).parent;
-            }
-        }
-        counts
-    }
-
-    /// The path of blocks down to a tip, first to last.
-    pub(crate) fn path_to(&self, tip: BlockId) -> Vec<BlockId> {
-        let mut path: Vec<BlockId> = std::iter::successors(Some(tip), |id| self.get(*id).parent).collect();
-        path.reverse();
-        path
     }
 }

@@ -1,36 +1,57 @@
 //! The table of holders, and which of them have a tip at a block.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvtier_types::{Instant, TenantId};
 use rustc_hash::FxHashMap;
 
-use super::{Holder, HolderId, HolderKind, HolderName, MAX_HOLDERS, Tip};
+use super::shares::Shares;
+use super::{Holder, HolderId, HolderKind, HolderName, MAX_GENERATIONS, MAX_HOLDERS, Tip};
 use crate::catalog::BlockId;
 
 /// All holders.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Holders {
     slab: Vec<Option<Holder>>,
     free: Vec<u32>,
     names: BTreeMap<HolderName, HolderId>,
     /// By when they were last heard of.
-    order: BTreeSet<(u64, HolderId)>,
+    shares: Shares<HolderId>,
     /// Who has a tip, a former tip or the end of a context at a block; sorted.
     at: FxHashMap<BlockId, Vec<HolderId>>,
     /// Those that changed since they were last asked for.
     dirty: BTreeSet<HolderId>,
     /// Names of those that went since they were last asked for.
     gone: BTreeSet<HolderName>,
+    /// Children whose parent went, and does not know them if it came back: they are yet to forget it.
+    orphans: VecDeque<(HolderName, BTreeSet<HolderName>)>,
     touches: u64,
-    limit: Option<usize>,
+    limit: usize,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        let nobody = || Holder::new(HolderName::program(&TenantId::shared(), ""), Instant::ZERO, 0);
+        Self {
+            slab: (0..HolderId::BEARERS).map(|_| Some(nobody())).collect(),
+            free: Vec::new(),
+            names: BTreeMap::new(),
+            shares: Shares::default(),
+            at: FxHashMap::default(),
+            dirty: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            orphans: VecDeque::new(),
+            touches: 0,
+            limit: MAX_HOLDERS,
+        }
+    }
 }
 
 impl Holders {
     /// A table that holds fewer, for tests.
     #[cfg(test)]
-    pub(super) fn limit(&mut self, limit: usize) {
-        self.limit = Some(limit);
+    pub(super) const fn limit(&mut self, limit: usize) {
+        self.limit = limit;
     }
 
     pub(crate) fn find(&self, name: &HolderName) -> Option<HolderId> {
@@ -75,14 +96,13 @@ impl Holders {
         from.map(|(_, number)| self.get(*number)).take_while(move |h| h.name.kind == kind && h.name.id == id)
     }
 
-    /// Who must make room before another holder comes: the one silent for longest.
+    /// Who must make room before another holder comes: of the tenant that has most, the one silent for longest.
     pub(super) fn in_the_way(&self) -> Option<HolderId> {
-        let full = self.names.len() >= self.limit.unwrap_or(MAX_HOLDERS);
-        self.order.first().map(|(_, id)| *id).filter(|_| full)
+        self.shares.first_to_go().copied().filter(|_| self.names.len() >= self.limit)
     }
 
     /// The next number of a touch.
-    pub(super) const fn touch(&mut self) -> u64 {
+    pub(crate) const fn touch(&mut self) -> u64 {
         self.touches += 1;
         self.touches
     }
@@ -94,8 +114,8 @@ impl Holders {
         let holder = self.get_mut(id);
         let before = std::mem::replace(&mut holder.touched, touched);
         holder.seen = holder.seen.max(now);
-        self.order.remove(&(before, id));
-        self.order.insert((touched, id));
+        self.shares.remove(&name.tenant, before, id);
+        self.shares.insert(&name.tenant, touched, id);
         id
     }
 
@@ -116,18 +136,17 @@ impl Holders {
         let Some(holder) = self.slab[id.0 as usize].take() else { return };
         self.free.push(id.0);
         self.names.remove(&holder.name);
-        self.order.remove(&(holder.touched, id));
+        self.shares.remove(&holder.name.tenant, holder.touched, id);
         self.dirty.remove(&id);
-        for block in holder.tips.keys().chain(&holder.former).chain(&holder.context) {
+        for block in holder.tips.keys().chain(holder.former.iter()).chain(&holder.context) {
             self.leave(id, *block);
         }
         let parent = holder.parent.as_ref().and_then(|p| self.find(p));
         if let Some(parent) = parent {
             self.get_mut(parent).children.remove(&holder.name);
         }
-        for child in holder.children.iter().filter_map(|c| self.find(c)).collect::<Vec<_>>() {
-            self.get_mut(child).parent = None;
-            self.dirty.insert(child);
+        if !holder.children.is_empty() {
+            self.orphans.push_back((holder.name.clone(), holder.children));
         }
         // Names that nobody asks for are bounded by how many there are at once.
         if self.gone.len() < MAX_HOLDERS {
@@ -135,34 +154,51 @@ impl Holders {
         }
     }
 
-    /// Names a holder's parent, where it has none.
+    /// Some of those whose parent went forget it, each taken off `left`. Answers whether some are left.
+    pub(super) fn orphan_some(&mut self, left: &mut usize) -> bool {
+        while let Some((parent, mut children)) = self.orphans.pop_front() {
+            // It may be there again under its name, and know some of them.
+            let knows = |holders: &Self, child: &HolderName| {
+                holders.find(&parent).is_some_and(|id| holders.get(id).children.contains(child))
+            };
+            while let Some(child) = children.first().filter(|_| *left > 0) {
+                *left -= 1;
+                let forgets = |id: &HolderId| self.get(*id).parent.as_ref() == Some(&parent) && !knows(self, child);
+                if let Some(id) = self.find(child).filter(forgets) {
+                    self.get_mut(id).parent = None;
+                    self.changed(id);
+                }
+                children.pop_first();
+            }
+            if !children.is_empty() {
+                self.orphans.push_front((parent, children));
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether some have yet to forget their parent.
+    pub(super) fn has_orphans(&self) -> bool {
+        !self.orphans.is_empty()
+    }
+
+    /// Names a holder's parent, where it has none. Beyond [`MAX_GENERATIONS`] nobody is known to be anybody's child.
     pub(crate) fn adopt(&mut self, child: HolderId, parent: HolderId) {
-        if child == parent || self.get(child).parent.is_some() || self.is_above(child, parent) {
+        if child == parent || self.get(child).parent.is_some() || self.may_be_above(child, parent) {
             return;
         }
         let (child_name, parent_name) = (self.get(child).name.clone(), self.get(parent).name.clone());
         self.get_mut(parent).children.insert(child_name);
         self.get_mut(child).parent = Some(parent_name);
-        self.dirty.insert(child);
+        self.changed(child);
     }
 
-    /// Whether `above` is an ancestor of `below`.
-    fn is_above(&self, above: HolderId, below: HolderId) -> bool {
+    /// Whether `above` is an ancestor of `below`, or that would take too long to say.
+    fn may_be_above(&self, above: HolderId, below: HolderId) -> bool {
         let parent = |id: &HolderId| self.get(*id).parent.as_ref().and_then(|p| self.find(p));
-        // Chains have no circles, since none is ever closed here.
-        std::iter::successors(Some(below), parent).any(|id| id == above)
-    }
-
-    /// The holder and all below it, itself first.
-    pub(crate) fn family(&self, id: HolderId) -> Vec<HolderId> {
-        let mut family = vec![id];
-        let mut next = 0;
-        while let Some(id) = family.get(next) {
-            let children = self.get(*id).children.iter().filter_map(|c| self.find(c));
-            family.extend(children.collect::<Vec<_>>());
-            next += 1;
-        }
-        family
+        let mut line = std::iter::successors(Some(below), parent);
+        line.by_ref().take(MAX_GENERATIONS).any(|id| id == above) || line.next().is_some()
     }
 
     /// A holder is noted at a block.
@@ -193,7 +229,7 @@ impl Holders {
         let here = holder.tips.entry(block).or_insert(Tip { count: 0, touched: 0 });
         here.count += tip.count;
         here.touched = here.touched.max(tip.touched);
-        self.dirty.insert(id);
+        self.changed(id);
         self.join(id, block);
     }
 
@@ -201,26 +237,38 @@ impl Holders {
     pub(super) fn take_tips(&mut self, id: HolderId, block: BlockId) -> Option<Tip> {
         let holder = self.get_mut(id);
         let tip = holder.tips.remove(&block)?;
-        self.dirty.insert(id);
+        self.changed(id);
         self.leave(id, block);
         Some(tip)
     }
 
-    /// A block is gone: whoever was there is at its parent now. Former tips stay only where all is former.
-    pub(crate) fn removed(&mut self, block: BlockId, parent: Option<(BlockId, bool)>) {
+    /// Takes some of a holder's tips at a block. Answers whether there were as many.
+    pub(super) fn take_count(&mut self, id: HolderId, block: BlockId, count: u32) -> bool {
+        let Some(here) = self.get_mut(id).tips.get_mut(&block).filter(|here| here.count >= count) else { return false };
+        here.count -= count;
+        if here.count == 0 {
+            self.take_tips(id, block);
+        }
+        true
+    }
+
+    /// A block is gone: whoever was there is at its parent now, of which its depth is told and whether it is faded. Former tips stay only where all is former.
+    pub(crate) fn removed(&mut self, block: BlockId, parent: Option<(BlockId, u32, bool)>) {
         for id in self.at.remove(&block).unwrap_or_default() {
             let holder = self.get_mut(id);
             let tip = holder.tips.remove(&block);
-            let former = holder.former.remove(&block);
+            let former = holder.former.remove(block);
             let context = holder.context.remove(&block);
-            self.dirty.insert(id);
-            let Some((parent, faded)) = parent else { continue };
+            self.changed(id);
+            let Some((parent, depth_blocks, faded)) = parent else { continue };
             if let Some(tip) = tip {
                 self.add_tips(id, parent, tip);
             }
+            // Bearers come first: what fades is at the parent by now.
+            let fades = faded || self.get(HolderId::FADING).tips.contains_key(&parent);
             let holder = self.get_mut(id);
-            if former && faded {
-                holder.former.insert(parent);
+            if former && fades {
+                holder.former.insert(parent, depth_blocks);
             }
             if context {
                 holder.context.insert(parent);
@@ -233,12 +281,29 @@ impl Holders {
 
     /// Something of a holder changed that outlives a restart.
     pub(crate) fn changed(&mut self, id: HolderId) {
-        self.dirty.insert(id);
+        if !id.is_bearer() {
+            self.dirty.insert(id);
+        }
     }
 
-    /// Holders that changed since they were last asked for, at most `limit`, and the names of those that went.
+    /// Holders that changed since they were last asked for, as many as have about `limit` tips together, and the names of
+    /// those that went.
     pub(crate) fn take_changes(&mut self, limit: usize) -> (Vec<HolderId>, Vec<HolderName>) {
-        let dirty = std::iter::from_fn(|| self.dirty.pop_first()).take(limit).collect();
-        (dirty, std::mem::take(&mut self.gone).into_iter().collect())
+        let mut changed = Vec::new();
+        let mut left = limit;
+        while left > 0
+            && let Some(id) = self.dirty.pop_first()
+        {
+            let holder = self.get(id);
+            left = left.saturating_sub(1 + holder.tips.len() + holder.former.len() + holder.context.len());
+            changed.push(id);
+        }
+        let gone = std::iter::from_fn(|| self.gone.pop_first()).take(limit).collect();
+        (changed, gone)
+    }
+
+    /// Whether there are changes that were not taken.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.dirty.is_empty() || !self.gone.is_empty()
     }
 }

@@ -6,17 +6,17 @@ use kvtier_types::{BlockKey, Instant, LayoutId, TenantId};
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
 use proptest::test_runner::TestCaseError;
 
-use super::HolderName;
+use super::{HolderName, Holders, Kin, MAX_TIPS_PER_HOLDER};
 use crate::catalog::{BlockId, Catalog, Scope};
 use crate::entry::{Entry, Flags};
 use crate::evict::{Contender, LeafLru};
 use crate::frame::FrameRef;
 use crate::pools::Pools;
 
-const NOW: Instant = Instant::ZERO;
+pub(super) const NOW: Instant = Instant::ZERO;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     /// A new block below another, or a first one.
     Grow {
         below: u8,
@@ -44,7 +44,7 @@ enum Step {
     },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     prop::strategy::Union::new_weighted(vec![
         (6, any::<u8>().prop_map(|below| Step::Grow { below }).boxed()),
         (8, (0..4u8, any::<u8>()).prop_map(|(holder, at)| Step::Call { holder, at }).boxed()),
@@ -56,7 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
     ])
 }
 
-fn name(holder: u8) -> HolderName {
+pub(super) fn name(holder: u8) -> HolderName {
     HolderName::program(&TenantId::shared(), &format!("program-{holder}"))
 }
 
@@ -73,21 +73,35 @@ struct Naive {
     rewritten: bool,
 }
 
-struct World {
-    catalog: Catalog,
-    parents: BTreeMap<BlockId, Option<BlockId>>,
+pub(super) struct World {
+    pub(super) catalog: Catalog,
+    pub(super) parents: BTreeMap<BlockId, Option<BlockId>>,
+    /// What is left behind waits until it is asked for.
+    pub(super) is_lazy: bool,
     holders: BTreeMap<u8, Naive>,
     common: BTreeSet<BlockId>,
     next: u64,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let pools =
             Pools::new(Box::new(|_, _| Box::<LeafLru>::default()), Box::new(|bytes| bytes), ([0; 4], Contender::Lru));
         let mut catalog = Catalog::new(pools);
         catalog.layout(&LayoutId::new([0; 32]));
-        Self { catalog, parents: BTreeMap::new(), holders: BTreeMap::new(), common: BTreeSet::new(), next: 0 }
+        Self {
+            catalog,
+            parents: BTreeMap::new(),
+            is_lazy: false,
+            holders: BTreeMap::new(),
+            common: BTreeSet::new(),
+            next: 0,
+        }
+    }
+
+    /// Carries all on that was left behind.
+    pub(super) fn settle(&mut self) {
+        while self.catalog.carry_on(&mut 3, &mut Vec::new()) {}
     }
 
     fn pick(&self, at: u8) -> Option<BlockId> {
@@ -116,14 +130,14 @@ impl World {
         key[..8].copy_from_slice(&self.next.to_le_bytes());
         let bare = bare(&mut self.catalog, key);
         let host = Some(FrameRef { extent: 0, page: 0, generation: self.next });
-        let id = self.catalog.insert(Entry { parent, ..bare });
+        let depth_blocks = parent.map_or(0, |parent| self.catalog.get(parent).depth_blocks + 1);
+        let id = self.catalog.insert(Entry { parent, depth_blocks, ..bare });
         self.catalog.update(id, |e| e.host = host);
         self.parents.insert(id, parent);
     }
 
     fn call(&mut self, holder: u8, tip: BlockId) {
         self.catalog.hold(NOW, &name(holder), &[tip]);
-        self.catalog.take_faded();
         let path = self.path(tip);
         let known = self.holders.entry(holder).or_default();
         if let Some(former) = path.iter().find(|id| known.tips.contains(id)) {
@@ -153,6 +167,7 @@ impl World {
         let (own, others) = (self.held_by(holder), self.held_by_others(holder));
         let own: BTreeSet<BlockId> = own.difference(&others).filter(|id| !self.common.contains(id)).copied().collect();
         let Some(id) = self.catalog.holders.find(&name(holder)) else { return Ok(()) };
+        self.settle();
         let mut freed = Vec::new();
         while let Some(exclusive) = self.catalog.lift(id) {
             freed.extend(exclusive);
@@ -176,7 +191,7 @@ impl World {
         Ok(())
     }
 
-    fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
+    pub(super) fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match *step {
             Step::Grow { below } => self.grow(below),
             Step::Call { holder, at } => {
@@ -198,7 +213,7 @@ impl World {
             Step::Abandon { holder } => self.abandon(holder)?,
             Step::Fade { holder } => {
                 if let Some(id) = self.catalog.holders.find(&name(holder)) {
-                    self.catalog.fade(id);
+                    self.catalog.outlive_some(id, u64::MAX, &mut MAX_TIPS_PER_HOLDER.clone());
                     self.holders.entry(holder).or_default().tips.clear();
                 }
             }
@@ -208,6 +223,9 @@ impl World {
                     self.holders.entry(holder).or_default().rewritten = true;
                 }
             }
+        }
+        if !self.is_lazy {
+            self.settle();
         }
         Ok(())
     }
@@ -244,7 +262,7 @@ proptest! {
     }
 }
 
-fn chain(world: &mut World, length: usize) -> Vec<BlockId> {
+pub(super) fn chain(world: &mut World, length: usize) -> Vec<BlockId> {
     for at in 0..length {
         let parent = world.parents.keys().copied().nth(at.wrapping_sub(1)).filter(|_| at > 0);
         world.next += 1;
@@ -266,6 +284,7 @@ fn who_makes_room_leaves_its_blocks_common() {
     world.catalog.hold(NOW, &name(0), &[blocks[5]]);
     world.catalog.hold(NOW, &name(1), &[blocks[2]]);
     world.catalog.hold(NOW, &name(2), &[blocks[3]]);
+    world.settle();
     assert_eq!(world.catalog.holders.len(), 2);
     assert!(world.catalog.holders.find(&name(0)).is_none(), "the one silent for longest");
     for block in blocks {
@@ -282,9 +301,15 @@ fn families_have_no_circles() {
     holders.adopt(ids[2], ids[1]);
     holders.adopt(ids[0], ids[2]);
     holders.adopt(ids[2], ids[3]);
-    assert_eq!(holders.family(ids[0]), ids[..3]);
-    assert_eq!(holders.family(ids[3]), [ids[3]]);
+    let family = |holders: &Holders, of: u8| {
+        let mut kin = Kin::of([name(of)]);
+        while holders.kin_some(&mut kin, &mut 1) {}
+        kin.into_members()
+    };
+    assert_eq!(family(holders, 0), [name(0), name(1), name(2)]);
+    assert_eq!(family(holders, 3), [name(3)]);
     holders.remove(ids[1]);
-    assert_eq!(holders.family(ids[0]), ids[..1]);
+    assert_eq!(family(holders, 0), [name(0)]);
+    while holders.orphan_some(&mut 1) {}
     assert!(holders.get(ids[2]).parent.is_none());
 }

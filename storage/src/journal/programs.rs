@@ -9,6 +9,7 @@
 //! A later word on a program replaces the one before it. One that ended without being abandoned is forgotten; of an abandoned
 //! one, what it wrote up to that sequence comes back only where somebody else holds it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use kvtier_types::{ShardKey, TenantId};
@@ -17,7 +18,7 @@ use crate::codec::{Malformed, Reader, Writer};
 
 /// Programs and sessions that are kept at most.
 pub const MAX_PROGRAMS: usize = 1 << 16;
-/// Abandoned programs that are kept at most; the earliest make room.
+/// Abandoned programs that are kept at most; of the tenant that has most of them the earliest makes room.
 pub const MAX_ABANDONED: usize = 1 << 16;
 /// Tips of one program that are kept: those of the latest calls, and as many as an entry has room for.
 pub const MAX_PROGRAM_TIPS: usize = 256;
@@ -179,13 +180,25 @@ impl ProgramFacts {
         self.live.remove(&end.name);
         let Some(up_to) = end.abandoned_up_to else { return };
         if self.abandoned.len() >= MAX_ABANDONED && !self.abandoned.contains_key(&end.name) {
-            let earliest = self.abandoned.iter().min_by_key(|(_, up_to)| **up_to).map(|(name, _)| name.clone());
-            if let Some(earliest) = earliest {
-                self.abandoned.remove(&earliest);
-            }
+            self.make_room();
         }
         let known = self.abandoned.entry(end.name.clone()).or_default();
         *known = (*known).max(up_to);
+    }
+
+    /// Forgets the earliest abandoned program of the tenant that has most of them, as the core does.
+    fn make_room(&mut self) {
+        let mut shares: BTreeMap<&TenantId, (usize, Reverse<(u64, &ProgramName)>)> = BTreeMap::new();
+        for (name, up_to) in &self.abandoned {
+            let (count, earliest) = shares.entry(&name.tenant).or_insert((0, Reverse((*up_to, name))));
+            *count += 1;
+            *earliest = (*earliest).max(Reverse((*up_to, name)));
+        }
+        let most =
+            shares.iter().map(|(tenant, (count, Reverse((up_to, name))))| (*count, Reverse(*up_to), *tenant, *name));
+        if let Some(name) = most.max().map(|(_, _, _, name)| name.clone()) {
+            self.abandoned.remove(&name);
+        }
     }
 
     /// Those of a snapshot.
@@ -197,5 +210,27 @@ impl ProgramFacts {
     pub(super) fn snapshot_bytes(&self) -> usize {
         let live: usize = self.live.values().map(|record| record.payload_bytes() + 3).sum();
         live + self.abandoned.keys().map(|name| name.bytes() + 12).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tenant_that_abandoned_most_is_forgotten_first() {
+        let name = |tenant: &str, id: &str| {
+            let tenant = TenantId::new(tenant).expect("a good id");
+            ProgramName { session: false, tenant, id: id.into() }
+        };
+        let mut facts = ProgramFacts::default();
+        facts.abandoned.insert(name("quiet", "a"), 1);
+        facts.abandoned.insert(name("loud", "b"), 3);
+        facts.abandoned.insert(name("loud", "c"), 2);
+        facts.make_room();
+        assert!(!facts.abandoned.contains_key(&name("loud", "c")), "the earliest of the tenant that has most");
+        facts.make_room();
+        assert!(!facts.abandoned.contains_key(&name("quiet", "a")), "of equals the earliest");
+        assert_eq!(facts.abandoned.len(), 1);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kvtier_policy::ListFilter;
 use kvtier_policy::limits::MAX_LIST_PAGE;
+use kvtier_policy::{HolderKind, Holdings, ListFilter};
 use kvtier_proto::{convert, v1};
 use kvtier_types::{BlockHints, SemanticType};
 use tonic::Status;
@@ -30,15 +30,29 @@ pub(super) async fn list(
     let tenant = (!caller.operator).then(|| caller.tenant.clone());
     let filter = ListFilter { tenant, ..filter(message)? };
     let limit = if message.page_size == 0 { DEFAULT_PAGE } else { (message.page_size as usize).min(MAX_LIST_PAGE) };
+    let held = held(node, &filter).await;
     let mut blocks = Vec::new();
     while let Some(from) = next.filter(|_| blocks.len() < limit) {
-        let (views, more) = node.read_core(|core| core.list(from, limit - blocks.len(), &filter));
+        let (views, more) = node.read_core(|core| core.list(from, limit - blocks.len(), &filter, held.as_ref()));
         blocks.extend(views.into_iter().map(|view| block(view, &node.config.node_id)));
         next = more;
         tokio::task::yield_now().await;
     }
     let next_page_token = next.map(|n| n.to_le_bytes().to_vec()).unwrap_or_default().into();
     Ok(v1::ListReply { blocks, next_page_token })
+}
+
+/// What the programs hold that a filter names, if it names any.
+async fn held(node: &Arc<Node>, filter: &ListFilter) -> Option<Holdings> {
+    if filter.program.is_empty() {
+        return None;
+    }
+    let names = node.read_core(|core| core.holders_named(HolderKind::Program, &filter.program, filter.tenant.as_ref()));
+    let mut held = Holdings::of_programs(names);
+    while node.read_core(|core| core.gather(&mut held)) {
+        tokio::task::yield_now().await;
+    }
+    Some(held)
 }
 
 fn filter(message: &v1::ListRequest) -> Result<ListFilter, Status> {
