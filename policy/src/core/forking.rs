@@ -56,7 +56,7 @@ impl Core {
 
     /// Goes on with a fork. Answers whether something is left to do.
     pub(super) fn fork_some(&mut self, now: Instant, forking: &mut Forking) -> bool {
-        let left = &mut HOLDER_STEP.clone();
+        let left = &mut { HOLDER_STEP };
         forking.stage = match std::mem::replace(&mut forking.stage, Stage::Bring) {
             Stage::Hear(next) => match self.hear_children(now, forking, next, left) {
                 Some(next) => Stage::Hear(next),

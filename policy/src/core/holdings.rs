@@ -157,7 +157,7 @@ impl Core {
 
     /// Gathers some more. Answers whether something is left.
     pub fn gather(&self, holdings: &mut Holdings) -> bool {
-        let left = &mut HOLDER_STEP.clone();
+        let left = &mut { HOLDER_STEP };
         holdings.stage = match std::mem::replace(&mut holdings.stage, Stage::Done) {
             Stage::Family(mut kin) => {
                 if self.catalog.holders.kin_some(&mut kin, left) {

@@ -66,7 +66,7 @@ impl ProgramPage {
 impl Core {
     /// Fills a page further. Answers whether something is left to do.
     pub fn fill_page(&self, now: Instant, page: &mut ProgramPage) -> bool {
-        let left = &mut HOLDER_STEP.clone();
+        let left = &mut { HOLDER_STEP };
         while *left > 0 {
             if let Some((mut view, mut counting)) = page.current.take() {
                 if self.catalog.count_some(&mut counting, left) {

@@ -196,7 +196,7 @@ fn an_end_in_steps_is_one_end() {
     let standing = |n: usize| bench.core.catalog.get(bench.core.catalog.find_all(&long_key(n))[0]).standing;
     assert!((0..3).all(|n| standing(n) == Standing::Normal));
     assert!((3..LONG).all(|n| standing(n) == Standing::First));
-    assert_eq!(bench.core.program_counts().1.faded as usize, LONG - 3);
+    assert_eq!(bench.core.program_counts().1.faded, LONG as u64 - 3);
     assert!(!bench.core.has_left_holdings());
 }
 
@@ -221,7 +221,7 @@ fn a_call_leaves_what_it_left_for_later() {
         blocks += freed.blocks;
         freed = bench.core.abandon_program(&name("other"));
     }
-    assert_eq!((blocks + freed.blocks) as usize, LONG - 2);
+    assert_eq!(blocks + freed.blocks, LONG as u64 - 2);
     assert_eq!(bench.core.tier_use(Tier::Host).copies, 3);
 }
 

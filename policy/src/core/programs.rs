@@ -135,7 +135,7 @@ impl Core {
     /// something is left.
     pub fn settle_holders(&mut self) -> bool {
         let mut faded = Vec::new();
-        let more = self.catalog.carry_on(&mut HOLDER_STEP.clone(), &mut faded);
+        let more = self.catalog.carry_on(&mut { HOLDER_STEP }, &mut faded);
         self.program_counts.faded += faded.len() as u64;
         self.restand_all(faded);
         more
@@ -220,7 +220,7 @@ impl Core {
             }
         }
         if let Some(id) = self.catalog.holders.find(&record.name).filter(|_| record.ended) {
-            while self.catalog.outlive_some(id, u64::MAX, &mut HOLDER_STEP.clone()) {}
+            while self.catalog.outlive_some(id, u64::MAX, &mut { HOLDER_STEP }) {}
             self.catalog.holders.get_mut(id).state = HolderState::Ended;
         }
         while self.settle_holders() {}

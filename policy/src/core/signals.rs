@@ -118,7 +118,7 @@ impl Core {
     /// Goes on with a signal. Answers whether something is left to do.
     pub fn signal_some(&mut self, now: Instant, signaling: &mut Signaling) -> bool {
         self.clock = self.clock.max(now);
-        let left = &mut HOLDER_STEP.clone();
+        let left = &mut { HOLDER_STEP };
         signaling.step = match std::mem::replace(&mut signaling.step, Step::Done) {
             Step::Settle if passes(signaling.signal.kind) => self.begin_signal(now, signaling),
             Step::Settle => {

@@ -31,7 +31,7 @@ impl Catalog {
         }
         // A call that found nothing says nothing yet of what it keeps.
         if !tips.is_empty() && std::mem::take(&mut self.holders.get_mut(id).rewritten) {
-            self.outlive_some(id, touched, &mut MAX_TIPS_PER_HOLDER.clone());
+            self.outlive_some(id, touched, &mut { MAX_TIPS_PER_HOLDER });
         }
     }
 

@@ -53,7 +53,7 @@ proptest! {
             }
             whole.run(step)?;
             lazy.run(step)?;
-            lazy.catalog.carry_on(&mut carried.clone(), &mut Vec::new());
+            lazy.catalog.carry_on(&mut { *carried }, &mut Vec::new());
             counts_are_exact(&lazy, 4)?;
         }
         lazy.settle();
@@ -77,10 +77,10 @@ proptest! {
             } else {
                 world.run(step)?;
             }
-            let (left, revived) = (&mut carried.clone(), &mut Vec::new());
+            let (left, revived) = (&mut { *carried }, &mut Vec::new());
             world.catalog.carry_on(left, revived);
             if let Some(descent) = &mut descent {
-                world.catalog.descend_some(descent, &mut carried.clone(), revived);
+                world.catalog.descend_some(descent, &mut { *carried }, revived);
             } else if let Some(to) = world.parents.keys().nth(usize::from(at) % 8) {
                 descent = Some(Descent::new(world.catalog.spot(*to), count));
             }
@@ -117,7 +117,7 @@ proptest! {
             });
             let mut counting = Counting::default();
             world.catalog.count_tips(&mut counting, holder);
-            while world.catalog.count_some(&mut counting, &mut portion.clone()) {}
+            while world.catalog.count_some(&mut counting, &mut { portion }) {}
             prop_assert_eq!(counting.totals(), (counts.len() as u64, own.count() as u64));
         }
     }

@@ -213,7 +213,7 @@ impl World {
             Step::Abandon { holder } => self.abandon(holder)?,
             Step::Fade { holder } => {
                 if let Some(id) = self.catalog.holders.find(&name(holder)) {
-                    self.catalog.outlive_some(id, u64::MAX, &mut MAX_TIPS_PER_HOLDER.clone());
+                    self.catalog.outlive_some(id, u64::MAX, &mut { MAX_TIPS_PER_HOLDER });
                     self.holders.entry(holder).or_default().tips.clear();
                 }
             }

@@ -188,15 +188,12 @@ impl ProgramFacts {
 
     /// Forgets the earliest abandoned program of the tenant that has most of them, as the core does.
     fn make_room(&mut self) {
-        let mut shares: BTreeMap<&TenantId, (usize, Reverse<(u64, &ProgramName)>)> = BTreeMap::new();
-        for (name, up_to) in &self.abandoned {
-            let (count, earliest) = shares.entry(&name.tenant).or_insert((0, Reverse((*up_to, name))));
-            *count += 1;
-            *earliest = (*earliest).max(Reverse((*up_to, name)));
+        let mut counts: BTreeMap<&TenantId, usize> = BTreeMap::new();
+        for name in self.abandoned.keys() {
+            *counts.entry(&name.tenant).or_default() += 1;
         }
-        let most =
-            shares.iter().map(|(tenant, (count, Reverse((up_to, name))))| (*count, Reverse(*up_to), *tenant, *name));
-        if let Some(name) = most.max().map(|(_, _, _, name)| name.clone()) {
+        let most = self.abandoned.iter().map(|(name, up_to)| (counts[&name.tenant], Reverse((*up_to, name))));
+        if let Some(name) = most.max().map(|(_, Reverse((_, name)))| name.clone()) {
             self.abandoned.remove(&name);
         }
     }
