@@ -80,9 +80,9 @@ fn ids(steps: &[v1::NextStep]) -> Vec<(&str, &str)> {
     steps.iter().map(|s| (s.program_id.as_str(), s.step_id.as_str())).collect()
 }
 
-fn end(control: &Control, program: &str, kind: SignalKind) {
+fn end(control: &Control, program: &str, kind: SignalKind) -> Outcome {
     let request = v1::SignalRequest { program_id: program.into(), kind: kind.into(), ..Default::default() };
-    control.signal(request).expect("the signal is taken");
+    control.signal(request).expect("the signal is taken").outcome()
 }
 
 #[test]
@@ -124,7 +124,8 @@ fn steps_come_in_order_and_outlive_a_kill() {
     };
     assert_eq!(told(&control(&daemon)), again);
     declare(&control(&daemon), declaration("late", vec![step("x", &[], 500)]));
-    end(&control(&daemon), "quick", SignalKind::Completion);
+    assert_eq!(end(&control(&daemon), "quick", SignalKind::Completion), Outcome::Applied);
+    assert_eq!(end(&control(&daemon), "quick", SignalKind::Completion), Outcome::Missing);
     daemon.kill();
     daemon.restart();
     let asks = control(&daemon);
@@ -157,7 +158,7 @@ fn programs_that_declare_nothing_go_by_what_engines_took() {
     steps.sort_by(|a, b| a.program_id.cmp(&b.program_id));
     assert_eq!(ids(&steps), [("one", ""), ("stranger", ""), ("two", "")]);
     assert!(all(&asks).is_empty(), "nobody said that it waits");
-    end(&asks, "two", SignalKind::Continuation);
+    assert_eq!(end(&asks, "two", SignalKind::Continuation), Outcome::Applied);
     let wait = v1::SignalRequest {
         program_id: "one".into(),
         kind: SignalKind::ToolWait.into(),
@@ -192,7 +193,7 @@ fn what_cannot_be_declared_is_refused_with_the_reason() {
     let full = declare(&asks, declaration("p", many(1)));
     assert_eq!(full.outcome(), Outcome::Rejected);
     assert!(full.reason.starts_with("no room: at most 32768 declared steps of a tenant"), "{}", full.reason);
-    end(&asks, "full-0", SignalKind::Completion);
+    assert_eq!(end(&asks, "full-0", SignalKind::Completion), Outcome::Applied);
     assert_eq!(declare(&asks, declaration("p", many(1))).outcome(), Outcome::Applied);
     let page = next(&asks, v1::NextStepsRequest { limit: 5_000, ..Default::default() });
     assert_eq!(page.len(), 1024, "a page is bounded");
@@ -225,7 +226,7 @@ fn calls_of_another_user() {
     assert!(all(&asks).is_empty() && graphs(&asks, "mine").is_empty());
     assert_eq!(progress(&asks, "mine", &["plan"], &[]).outcome(), Outcome::Missing);
     assert_eq!(declare(&asks, declaration("mine", Vec::new())).outcome(), Outcome::Missing);
-    end(&asks, "mine", SignalKind::Cancellation);
+    assert_eq!(end(&asks, "mine", SignalKind::Cancellation), Outcome::Missing);
     let other = v1::NextStepsRequest { tenant: "a".into(), ..Default::default() };
     let denied = asks.of_programs(async |mut client| client.next_steps(other).await).unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied);
@@ -280,6 +281,6 @@ fn every_node_knows_what_was_declared() {
     b.restart();
     let of_b = Control::new(&b.socket());
     until("the node to be told", || (!graphs(&of_b, "late").is_empty()).then_some(()));
-    end(&of_b, "late", SignalKind::Completion);
+    assert_eq!(end(&of_b, "late", SignalKind::Completion), Outcome::Applied);
     until("the other node to be told", || graphs(&of_a, "late").is_empty().then_some(()));
 }

@@ -64,6 +64,13 @@ pub(crate) async fn tell_all(node: &Arc<Node>, verb: Verb) -> Vec<v1::NodeOutcom
     outcomes
 }
 
+/// As [`tell_all`], but while much waits for nodes that are away, they are not told: what is large must not keep verbs that
+/// free something from them.
+pub(crate) async fn tell_all_with_room(node: &Arc<Node>, verb: Verb) -> Vec<v1::NodeOutcome> {
+    let is_crowded = node.cluster.as_ref().is_some_and(|cluster| cluster.outbox.is_crowded());
+    if is_crowded { tell_living(node, verb).await } else { tell_all(node, verb).await }
+}
+
 /// Tells all nodes that live of a verb that is no news to one that comes back later.
 pub(crate) async fn tell_living(node: &Arc<Node>, verb: Verb) -> Vec<v1::NodeOutcome> {
     let Some(cluster) = node.cluster.as_ref().filter(|_| !node.config.cluster.is_embedded()) else { return Vec::new() };

@@ -224,6 +224,12 @@ impl Outbox {
         (state.queues.values().map(VecDeque::len).sum(), state.bytes, state.dropped)
     }
 
+    /// Whether half of what may wait does: what is large and can be said again should not take the rest.
+    pub(super) fn is_crowded(&self) -> bool {
+        let state = self.state.lock();
+        state.bytes > MAX_BYTES / 2 || state.queues.values().any(|queue| queue.len() > MAX_WAITING / 2)
+    }
+
     fn path(&self, number: u64) -> PathBuf {
         self.dir.join(format!("{number:020}{SUFFIX}"))
     }

@@ -38,6 +38,7 @@ pub(super) async fn declare(
 ) -> Result<v1::DeclareReply, Status> {
     let caller = caller.acting_for(&message.tenant)?;
     let program = program_id(&message.program_id)?;
+    let removes = message.steps.is_empty();
     let wire_steps = if message.local_only { Vec::new() } else { message.steps.clone() };
     let plan = Plan::new(message.steps.into_iter().map(step).collect());
     let plan = plan.map_err(|bad| Status::invalid_argument(format!("nothing was declared: {bad}")))?;
@@ -60,7 +61,12 @@ pub(super) async fn declare(
             revision: answer.revision,
             local_only: true,
         });
-        reply.nodes = fanout::tell_all(node, verb).await;
+        reply.nodes = match answer.outcome {
+            // Nodes that are away hear of it as it was said first.
+            Outcome::Duplicate => fanout::tell_living(node, verb).await,
+            _ if removes => fanout::tell_all(node, verb).await,
+            _ => fanout::tell_all_with_room(node, verb).await,
+        };
     }
     Ok(reply)
 }
@@ -79,12 +85,13 @@ async fn declare_here(node: &Arc<Node>, name: &GraphName, revision: u64, plan: P
     Ok(answer)
 }
 
-/// A program ended: so does what it declared.
-pub(super) async fn program_ended(node: &Arc<Node>, caller: &Caller, program: &str) -> Result<(), Status> {
+/// A program ended: so does what it declared. Says whether it had declared anything.
+pub(super) async fn program_ended(node: &Arc<Node>, caller: &Caller, program: &str) -> Result<bool, Status> {
+    let mut is_news = false;
     for name in controlled(node, caller, program) {
-        declare_here(node, &name, 0, Plan::default()).await?;
+        is_news |= declare_here(node, &name, 0, Plan::default()).await?.outcome == Outcome::Applied;
     }
-    Ok(())
+    Ok(is_news)
 }
 
 /// The graphs of a name that a caller may control.

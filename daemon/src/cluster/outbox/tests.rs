@@ -72,3 +72,20 @@ fn a_full_queue_refuses() {
     assert_eq!((refused.refused.len(), refused.answers.len()), (1, 0));
     assert_eq!(outbox.size().2, 1);
 }
+
+#[test]
+fn half_of_what_may_wait_is_a_crowd() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (own, away) = (node("own"), node("away"));
+    let outbox = Outbox::open(dir.path()).expect("opens");
+    outbox.tend(std::iter::once(away.clone()));
+    for _ in 0..MAX_WAITING / 2 {
+        outbox.queue(&own, verb("p"));
+    }
+    assert!(!outbox.is_crowded());
+    outbox.queue(&own, verb("p"));
+    assert!(outbox.is_crowded());
+    assert!(outbox.begin(&away) && outbox.next(&away).is_some());
+    outbox.told(&away, v1::NodeOutcome::default());
+    assert!(!outbox.is_crowded());
+}
