@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use kvtier_types::{Instant, RequestHints, TenantId, Tier};
+use kvtier_types::{Instant, Origin, RequestHints, TenantId, Tier};
 
 use super::lookup::Probed;
 use super::{Core, LookupRequest};
@@ -154,6 +154,7 @@ impl Core {
     /// A reload from a tier took so long.
     pub fn note_reload(&mut self, from: Tier, bytes: u64, took: std::time::Duration) {
         self.costs.measured(from, bytes, took);
+        self.costs.loaded(Origin::Tier(from), bytes, (took, self.onboarding));
     }
 
     /// What the guard is to be told since, in order.

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use kvtier_types::Tier;
+use kvtier_types::{Origin, Tier};
 
 use crate::entry::Entry;
 
 /// Nanoseconds a byte from each tier, until some were measured: a disk of 1 GB/s, a store of 100 MB/s.
 const FIRST: [f64; Tier::ALL.len()] = [0.0, 0.0, 1.0, 10.0];
+/// Nanoseconds a byte that loads take where many are under way at once, until some were measured: as above, copies between
+/// memories of 20 GB/s, and a network of 10 Gbit/s.
+const FIRST_LOADS: [f64; Origin::ALL.len()] = [0.0, 0.05, 1.0, 10.0, 1.0];
 /// Share of a new measurement.
 const LEARN: f64 = 0.05;
 /// Computing a block again is dearer than any reload: it is the engine's time.
@@ -17,11 +20,12 @@ const RECOMPUTE: f64 = 4.0;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Costs {
     reload: [f64; Tier::ALL.len()],
+    loads: [f64; Origin::ALL.len()],
 }
 
 impl Default for Costs {
     fn default() -> Self {
-        Self { reload: FIRST }
+        Self { reload: FIRST, loads: FIRST_LOADS }
     }
 }
 
@@ -31,6 +35,18 @@ impl Costs {
         let known = &mut self.reload[from.index()];
         let seen = took.as_secs_f64() * 1e9 / bytes.max(1) as f64;
         *known = LEARN.mul_add(seen, (1.0 - LEARN) * *known);
+    }
+
+    /// A load took so long while so many, this one included, were under way: together they had the link.
+    pub(super) fn loaded(&mut self, from: Origin, bytes: u64, (took, at_once): (Duration, usize)) {
+        let known = &mut self.loads[from.index()];
+        let seen = took.as_secs_f64() * 1e9 / bytes.max(1) as f64 / at_once.max(1) as f64;
+        *known = LEARN.mul_add(seen, (1.0 - LEARN) * *known);
+    }
+
+    /// Nanoseconds a byte from each place, as [`Self::loaded`] learnt them.
+    pub(super) const fn loads(&self) -> [f64; Origin::ALL.len()] {
+        self.loads
     }
 
     /// Nanoseconds a byte from a tier.
@@ -67,5 +83,13 @@ mod tests {
         // A disk that turns out to be slower than the store.
         (0..200).for_each(|_| costs.measured(Tier::Disk, 1000, Duration::from_millis(1)));
         assert!((costs.again(&entry) - object).abs() < 1e-6);
+    }
+
+    #[test]
+    fn loads_that_share_a_link_took_their_share_of_the_time() {
+        let mut costs = Costs::default();
+        (0..200).for_each(|_| costs.loaded(Origin::Peer, 1000, (Duration::from_micros(80), 10)));
+        assert!((costs.loads()[Origin::Peer.index()] - 8.0).abs() < 0.1, "{costs:?}");
+        assert!((costs.loads()[Origin::Tier(Tier::Disk).index()] - 1.0).abs() < 1e-9);
     }
 }

@@ -99,6 +99,9 @@ impl Core {
             let child = self.catalog.hear(now, name);
             if let Some(parent) = self.catalog.holders.find(&forking.parent) {
                 self.catalog.holders.adopt(child, parent);
+                let called = self.catalog.holders.get(parent).called;
+                let holder = self.catalog.holders.get_mut(child);
+                holder.called = holder.called.or(called);
             }
         }
         None

@@ -8,6 +8,7 @@ mod budget;
 mod calls;
 mod claiming;
 mod claims;
+mod contexts;
 mod control;
 mod costs;
 mod export;
@@ -56,6 +57,7 @@ pub use abandon::Freed;
 pub use calls::GuardEvent;
 pub use claiming::{ClaimAnswer, ClaimRequest, Claiming, Survey, Unclaiming};
 pub use claims::{ClaimCounts, ClaimView, MAX_CLAIMS_PAGE};
+pub use contexts::{BlockPlace, ContextTips};
 pub use control::{BlockView, EvictPlan, ListFilter, ReplicaView, TierUse};
 pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
 pub use holdings::Holdings;
@@ -71,7 +73,7 @@ pub use publish::{Located, Publish};
 pub use remote::{FetchConfig, FetchEnd};
 pub use settle::{LoadReport, LoadResult, ReleaseReport};
 pub use signals::{MAX_CHILDREN_PER_SIGNAL, Signal, SignalAnswer, SignalKind, Signaling};
-pub use spaces::{KnownSpace, prompt_keys};
+pub use spaces::{KnownSpace, prompt_blocks, prompt_keys};
 pub use turns::ProgramTurn;
 pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
 
@@ -281,7 +283,7 @@ pub enum Action {
 enum Movement {
     Offload { to: Tier, sequence: u64 },
     Onboard { from: Tier, at: Location, into: FrameRef },
-    Fetch { into: FrameRef, started: Instant },
+    Fetch { from: Origin, into: FrameRef, started: Instant },
 }
 
 /// Fetches under way.

@@ -108,6 +108,12 @@ impl Core {
         if !program.is_empty() && !session.is_empty() {
             self.catalog.follow_session(now, &HolderName::session(tenant, session), tips);
         }
+        let named = [HolderName::program(tenant, program), HolderName::session(tenant, session)];
+        for name in named.iter().filter(|name| !name.id.is_empty()) {
+            if let Some(id) = self.catalog.holders.find(name) {
+                self.catalog.holders.get_mut(id).called = Some(now);
+            }
+        }
         self.restand_all(revived);
     }
 

@@ -137,6 +137,8 @@ fn a_fork_holds_its_parents_context_before_it_calls() {
     };
     assert_eq!((view(&f, "main").blocks, view(&f, "main").exclusive), (5, 0));
     assert_eq!((view(&f, "right").blocks, view(&f, "right").parent), (5, Some(main)));
+    let tips = |id: &str| f.0.core.context_tips(NOW + Duration::from_secs(9), &name(id)).unwrap();
+    assert_eq!((tips("right").called, tips("right")), (Some(Duration::from_secs(9)), tips("main")));
     assert_eq!(f.signal("right", SignalKind::Cancellation, &[]), (Outcome::Applied, 0));
     assert_eq!(view(&f, "main").exclusive, 2);
 }
@@ -258,6 +260,7 @@ fn a_former_life_is_taken_up_and_what_was_abandoned_is_swept() {
     let here: Vec<u8> = ALL.into_iter().chain([41]).filter(|n| core.locate(&key(*n)).is_some()).collect();
     assert_eq!(here, [1, 2, 3, 4, 11, 12, 13, 21, 41], "5 was held by the abandoned program alone");
     assert_eq!(core.program_blocks(&name("left"), (false, true)), keys(&[11, 12, 13]));
+    assert_eq!(core.context_tips(NOW, &name("left")).unwrap().called, None, "what it wrote is here, it was not yet");
     let talk = core.holders_named(HolderKind::Session, "talk", None);
     assert_eq!(core.session_blocks(&talk[0], (0, 0)).unwrap(), keys(&[1, 2, 3, 4]), "as far as it is left");
 }

@@ -165,7 +165,8 @@ impl Core {
             let key = self.shard_key(self.catalog.get(id));
             let move_id = MoveId(self.take_id());
             let started = self.clock;
-            self.moves.insert(move_id, (id, Movement::Fetch { into, started }));
+            let from = if source == Source::Floor { Origin::Tier(Tier::Object) } else { Origin::Peer };
+            self.moves.insert(move_id, (id, Movement::Fetch { from, into, started }));
             self.fetching.start(bytes);
             let deadline = started + limits.deadline;
             self.actions.push_back(Action::Fetch { id: move_id, key, from: source, into, bytes, deadline });
@@ -189,13 +190,16 @@ impl Core {
     /// Takes note of a fetch's end.
     pub fn fetched(&mut self, now: Instant, id: MoveId, end: FetchEnd) {
         self.clock = self.clock.max(now);
-        let Some((block, Movement::Fetch { into, .. })) = self.moves.get(&id).map(|(b, m)| (*b, *m)) else { return };
+        let movement = self.moves.get(&id).map(|(b, m)| (*b, *m));
+        let Some((block, Movement::Fetch { from, into, started })) = movement else { return };
         self.moves.remove(&id);
         let entry = self.catalog.get(block);
         let (key, bytes) = (self.shard_key(entry), u64::from(entry.bytes));
+        let at_once = self.fetching.count;
         self.fetching.end(bytes);
         match end {
             FetchEnd::Done(meta) if meta.key == key && meta.bytes == bytes && !self.is_over(&meta) => {
+                self.costs.loaded(from, bytes, (self.clock.since(started), at_once));
                 self.counts.moved[Tier::Host.index()] += 1;
                 self.take_in(block, into, &meta);
                 self.onboard_ended(block);

@@ -38,6 +38,14 @@ impl KnownSpaces {
     }
 }
 
+impl KnownSpaces {
+    /// A layout, or the one that was attached last.
+    pub(super) fn layout(&self, id: Option<&LayoutId>) -> Option<(LayoutId, Arc<Layout>)> {
+        let known = self.0.iter().find(|known| id.is_none_or(|id| known.layout_id == *id))?;
+        Some((known.layout_id, Arc::clone(&known.layout)))
+    }
+}
+
 impl Core {
     /// The layouts of a namespace: the one named, else that of `model` which was attached last. Empty when no engine was
     /// attached with it lately.
@@ -54,18 +62,7 @@ impl Core {
 #[must_use]
 pub fn prompt_keys(spaces: &[KnownSpace], tokens: &[u32], salt: &str) -> Vec<BlockKey> {
     let Some(first) = spaces.first() else { return Vec::new() };
-    let hash_tokens = first.namespace.hash_block_tokens.max(1) as usize;
-    let mut chain = HashChain::new(&first.namespace.hash_seed);
-    let mut extra: Vec<ExtraKey> = Vec::new();
-    if !salt.is_empty() {
-        extra.push(ExtraKey::CacheSalt(salt.to_owned()));
-    }
-    let mut hashes: Vec<EngineHash> = Vec::with_capacity(tokens.len() / hash_tokens);
-    for block in tokens.chunks_exact(hash_tokens) {
-        hashes.push(chain.push(block, &extra));
-        // The salt is part of the first block's hash only; the others follow from it.
-        extra.clear();
-    }
+    let (hashes, hash_tokens) = prompt_hashes(&first.namespace, tokens, salt);
     let mut groups: BTreeSet<(GroupDigest, u32)> = BTreeSet::new();
     for space in spaces {
         groups.extend(space.layout.groups.iter().map(|group| (group.digest(), group.block_tokens)));
@@ -77,6 +74,38 @@ pub fn prompt_keys(spaces: &[KnownSpace], tokens: &[u32], salt: &str) -> Vec<Blo
         keys.extend(ends.map(|hash| BlockKey::derive(&first.id, hash, &digest)));
     }
     keys
+}
+
+/// A prompt's full blocks in one layout: the index of the group, that of the block, and its key; group by group, each in
+/// prefix order. For the same namespaces as [`prompt_keys`].
+#[must_use]
+pub fn prompt_blocks(space: &KnownSpace, tokens: &[u32], salt: &str) -> Vec<(u16, u32, BlockKey)> {
+    let (hashes, hash_tokens) = prompt_hashes(&space.namespace, tokens, salt);
+    let mut blocks = Vec::new();
+    for (index, group) in (0..).zip(&space.layout.groups) {
+        let per_block = (group.block_tokens as usize / hash_tokens).max(1);
+        let digest = group.digest();
+        let ends = (0..).zip(hashes.chunks_exact(per_block).filter_map(<[EngineHash]>::last));
+        blocks.extend(ends.map(|(block, hash)| (index, block, BlockKey::derive(&space.id, hash, &digest))));
+    }
+    blocks
+}
+
+/// The engine's hashes of a prompt, and how many tokens are under each.
+fn prompt_hashes(namespace: &Namespace, tokens: &[u32], salt: &str) -> (Vec<EngineHash>, usize) {
+    let hash_tokens = namespace.hash_block_tokens.max(1) as usize;
+    let mut chain = HashChain::new(&namespace.hash_seed);
+    let mut extra: Vec<ExtraKey> = Vec::new();
+    if !salt.is_empty() {
+        extra.push(ExtraKey::CacheSalt(salt.to_owned()));
+    }
+    let mut hashes: Vec<EngineHash> = Vec::with_capacity(tokens.len() / hash_tokens);
+    for block in tokens.chunks_exact(hash_tokens) {
+        hashes.push(chain.push(block, &extra));
+        // The salt is part of the first block's hash only; the others follow from it.
+        extra.clear();
+    }
+    (hashes, hash_tokens)
 }
 
 #[cfg(test)]
@@ -141,6 +170,10 @@ mod tests {
             "two blocks of eight, four of four, no half block"
         );
         assert_eq!(keys.len(), want.len());
+        let placed = prompt_blocks(&space, &tokens, "");
+        let longer = placed.iter().filter(|(group, ..)| *group == 1).map(|(_, block, key)| (*block, *key));
+        assert_eq!(longer.collect::<Vec<_>>(), [(0, key(1, 1)), (1, key(3, 1))]);
+        assert_eq!(placed.iter().map(|(.., key)| *key).collect::<BTreeSet<_>>(), want);
         let salted = prompt_keys(&[space], &tokens, "pepper");
         assert!(salted.iter().all(|key| !want.contains(key)), "the salt is in every hash");
     }

@@ -154,6 +154,8 @@ pub(crate) struct Holder {
     pub(crate) children: BTreeSet<HolderName>,
     pub(crate) state: HolderState,
     pub(crate) seen: Instant,
+    /// When it, or who forked it, called an engine of this node last: copies of its blocks come without it, too.
+    pub(crate) called: Option<Instant>,
     /// What it holds, counted in the blocks.
     pub(crate) tips: BTreeMap<BlockId, Tip>,
     /// What it held.
@@ -179,6 +181,7 @@ impl Holder {
             children: BTreeSet::new(),
             state: HolderState::default(),
             seen: now,
+            called: None,
             tips: BTreeMap::new(),
             former: Former::default(),
             context: BTreeSet::new(),

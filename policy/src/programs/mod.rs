@@ -5,6 +5,7 @@
 //! and the simulator do it.
 
 mod admission;
+mod costing;
 mod durations;
 pub mod graphs;
 mod hot;
@@ -16,6 +17,10 @@ mod replicas;
 mod sketch;
 
 pub use admission::{Admission, AdmissionConfig};
+pub use costing::{
+    Bill, BlockPlaces, Costing, DEFAULT_PREFILL_TOKENS_PER_SECOND, LoadRates, MAX_BLOCK_INDEX, Server, ShardPlaces,
+    Step, choose,
+};
 pub use durations::{Durations, Return};
 pub use hot::{Hot, MAX_PREFIXES};
 pub use joins::{Joins, MAX_BRANCHES};
