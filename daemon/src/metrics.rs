@@ -265,6 +265,8 @@ fn programs(page: &mut Page, node: &Node) {
     let steps = [("waiting", graphs.waiting), ("running", graphs.running), ("ended", graphs.ended)];
     let steps = steps.map(|(state, count)| ("state", state, count as u64));
     page.family("kvtier_declared_steps", "gauge", "Their steps, by how far they are.", steps);
+    let placed = node.placements.counts().map(|(reason, n)| ("reason", reason, n));
+    page.family("kvtier_placements_total", "counter", "Steps placed, by why there.", placed);
     let watchers = services::watchers(&node.watchers);
     page.family("kvtier_watchers", "gauge", "Streams of block events.", [("", "", watchers)]);
     let events = node.read_core(Core::last_event);

@@ -25,6 +25,7 @@ use crate::graphs;
 use crate::hints::Hints;
 use crate::operations::Operations;
 use crate::rules::RulesFile;
+use crate::services::Placements;
 
 /// Random name of an attachment on the wire.
 pub type Token = [u8; 16];
@@ -130,6 +131,8 @@ pub struct Node {
     pub(crate) signal_calls: [Arc<Semaphore>; 2],
     /// What is brought up before programs return.
     pub(crate) ahead: Ahead,
+    /// Steps that were placed.
+    pub(crate) placements: Placements,
     /// Times that room was made below for records that had been refused.
     pub(crate) rooms_made: AtomicU64,
     draining: AtomicBool,
@@ -207,6 +210,7 @@ impl Node {
             watchers: AtomicUsize::new(0),
             marks_turn: tokio::sync::Mutex::new(()),
             rules: parts.rules,
+            placements: Placements::default(),
             rooms_made: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             recovering: AtomicBool::new(false),

@@ -203,6 +203,14 @@ impl Control {
         self.block_on(async { Ok(call(ProgramsClient::new(self.channel().await?)).await?.into_inner()) })
     }
 
+    /// Where to run a program's next step.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn place(&self, request: v1::PlaceRequest) -> Result<v1::PlaceReply, Status> {
+        self.block_on(async { Ok(ProgramsClient::new(self.channel().await?).place(request).await?.into_inner()) })
+    }
+
     /// The programs and sessions that the node knows.
     ///
     /// # Errors

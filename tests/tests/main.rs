@@ -17,6 +17,7 @@ mod kill;
 mod life;
 mod movement;
 mod object;
+mod placement;
 mod programs;
 mod rules;
 mod spread;

@@ -134,7 +134,7 @@ fn ten_thousand_targets_go_in_one_call() {
 }
 
 /// Blocks as vLLM names them by their tokens, put into the daemon: their keys are the namespace's.
-fn put_tokens(engine: &Engine, tokens: &[u32]) -> u32 {
+pub(crate) fn put_tokens(engine: &Engine, tokens: &[u32]) -> u32 {
     let mut chain = HashChain::new("0");
     let hashes: Vec<EngineHash> = tokens.chunks_exact(16).map(|block| chain.push(block, &[])).collect();
     let (session, kv) = engine.worker(0);
@@ -151,7 +151,7 @@ fn put_tokens(engine: &Engine, tokens: &[u32]) -> u32 {
     u32::try_from(hashes.len()).expect("few blocks")
 }
 
-fn tokens_target(model: &str, tokens: &[u32]) -> v1::Target {
+pub(crate) fn tokens_target(model: &str, tokens: &[u32]) -> v1::Target {
     let token_ids = tokens.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>().into();
     let tokens = v1::TokensTarget { model: model.into(), token_ids, ..Default::default() };
     v1::Target { target: Some(v1::target::Target::Tokens(tokens)), ..Default::default() }

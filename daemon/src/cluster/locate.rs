@@ -34,17 +34,30 @@ pub(crate) async fn replicas(
     keys: &[ShardKey],
     limit: Duration,
 ) -> Vec<Vec<Replica>> {
+    ask_directory(node, cluster, keys, limit).await.unwrap_or_default()
+}
+
+/// The same; `None` when the directory does not answer in time, and nothing at all when nobody else is there.
+pub(crate) async fn ask_directory(
+    node: &Arc<Node>,
+    cluster: &Cluster,
+    keys: &[ShardKey],
+    limit: Duration,
+) -> Option<Vec<Vec<Replica>>> {
+    if cluster.directory_state().away.is_some() {
+        return None;
+    }
     let alone = |core: &Core| core.members().iter().next().is_none();
-    if node.read_core(alone) || cluster.directory_state().away.is_some() {
-        return Vec::new();
+    if node.read_core(alone) {
+        return Some(Vec::new());
     }
     let digests: Vec<DirectoryKey> = keys.iter().map(DirectoryKey::of).collect();
     match timeout(limit, cluster.directory.locate(&digests)).await {
-        Ok(Ok(replicas)) => replicas,
+        Ok(Ok(replicas)) => Some(replicas),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a lookup goes on without the directory");
-            Vec::new()
+            None
         }
-        Err(_) => Vec::new(),
+        Err(_) => None,
     }
 }

@@ -13,7 +13,7 @@ mod floor;
 mod homes;
 mod locate;
 mod outbox;
-mod peers;
+pub(crate) mod peers;
 mod publish;
 mod reap;
 mod session;
@@ -39,7 +39,7 @@ pub(crate) use elsewhere::find_elsewhere;
 pub(crate) use exposures::Exposures;
 pub(crate) use homes::{push, to_object_store, to_peers};
 pub use locate::locate_missing;
-pub(crate) use locate::replicas;
+pub(crate) use locate::{ask_directory, replicas};
 pub use transports::Transports;
 
 use crate::config::Config;

@@ -99,7 +99,7 @@ fn start(node: &Arc<Node>, cluster: &Arc<Cluster>, peer: PeerLife) -> Session {
 }
 
 /// Connects to a peer's service.
-pub(super) async fn client(node: &Arc<Node>, peer: NodeNumber, limit: Duration) -> anyhow::Result<Client> {
+pub(crate) async fn client(node: &Arc<Node>, peer: NodeNumber, limit: Duration) -> anyhow::Result<Client> {
     let address = node.read_core(|core| core.members().get(peer).map(|m| m.record.peer.clone()));
     let address = address.ok_or_else(|| anyhow::anyhow!("node {peer} is not known to live"))?;
     let endpoint = Endpoint::new(format!("http://{address}"))?.connect_timeout(limit).tcp_nodelay(true);

@@ -7,6 +7,7 @@ mod graphs;
 mod hinting;
 mod kvcache;
 mod peer;
+mod placing;
 mod programs;
 mod rules;
 mod targets;
@@ -23,6 +24,7 @@ pub(crate) use engine::EngineService;
 pub(crate) use kvcache::KvCacheService;
 pub(crate) use kvcache::watchers;
 pub(crate) use peer::PeerService;
+pub(crate) use placing::{MAX_CANDIDATES, Placements};
 pub(crate) use programs::ProgramsService;
 pub(crate) use targets::{KEYS_PER_CORE_CALL, gather};
 

@@ -178,6 +178,10 @@ impl v1::peer_server::Peer for PeerService {
         let message = v1::ProgressRequest { local_only: true, ..request.into_inner() };
         super::graphs::progress(&self.node, &Caller::operator(), message).await.map(Response::new)
     }
+
+    async fn context(&self, request: Request<v1::ContextRequest>) -> Answer<v1::ContextReply> {
+        super::placing::of_peer(&self.node, &request.into_inner()).await.map(Response::new)
+    }
 }
 
 impl PeerService {

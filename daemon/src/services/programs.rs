@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
 use super::kvcache::durable;
-use super::{graphs, recovered, wire_status};
+use super::{graphs, placing, recovered, wire_status};
 use crate::cluster::fanout::{self, Verb};
 use crate::node::Node;
 use crate::programs;
@@ -67,6 +67,11 @@ impl v1::programs_server::Programs for ProgramsService {
     async fn list_programs(&self, request: Request<v1::ListProgramsRequest>) -> Answer<v1::ListProgramsReply> {
         let caller = Caller::of(&self.0, &request)?;
         list(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn place(&self, request: Request<v1::PlaceRequest>) -> Answer<v1::PlaceReply> {
+        let caller = Caller::of(&self.0, &request)?;
+        placing::place(&self.0, &caller, &request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use kvtier_policy::{HolderKind, Holdings, prompt_keys};
+use kvtier_policy::{HolderKind, Holdings, KnownSpace, prompt_keys};
 use kvtier_proto::v1::target::Target;
 use kvtier_proto::{convert, v1};
 use kvtier_types::{BlockHints, BlockKey, HashAlgorithm, NamespaceId, Outcome, TenantId};
@@ -89,6 +89,23 @@ fn named(node: &Arc<Node>, caller: &Caller, target: u32, (keys, by_key): (Vec<Bl
 
 /// The blocks of a prompt, in every layout in which engines of its namespace were attached lately.
 fn tokens_of(node: &Arc<Node>, caller: &Caller, target: u32, tokens: &v1::TokensTarget) -> Result<Resolved, Status> {
+    match prompt_of(node, target, tokens)? {
+        Ok((spaces, ids)) => Ok(named(node, caller, target, (prompt_keys(&spaces, &ids, &tokens.cache_salt), false))),
+        Err(failed) => Ok(Resolved { target, named: Vec::new(), by_key: false, failed: Some(failed) }),
+    }
+}
+
+/// The layouts in which blocks of a prompt may lie, the latest attached first, and its tokens; or why its blocks cannot be
+/// named.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for what is no prompt.
+#[expect(clippy::type_complexity, reason = "a refusal of the call, or of this target, or what it names")]
+pub(super) fn prompt_of(
+    node: &Arc<Node>,
+    target: u32,
+    tokens: &v1::TokensTarget,
+) -> Result<Result<(Vec<KnownSpace>, Vec<u32>), (Outcome, String)>, Status> {
     let (words, rest) = tokens.token_ids.as_chunks::<4>();
     if !rest.is_empty() {
         return Err(Status::invalid_argument(format!("target {target}: token_ids are 4 bytes each")));
@@ -100,9 +117,7 @@ fn tokens_of(node: &Arc<Node>, caller: &Caller, target: u32, tokens: &v1::Tokens
             Some(NamespaceId::from_slice(&tokens.namespace_id).map_err(bad)?)
         }
     };
-    let failed = |outcome, reason: String| {
-        Ok(Resolved { target, named: Vec::new(), by_key: false, failed: Some((outcome, reason)) })
-    };
+    let failed = |outcome, reason: String| Ok(Err((outcome, reason)));
     let spaces = node.read_core(|core| core.known_spaces(&tokens.model, namespace.as_ref()));
     let Some(first) = spaces.first() else {
         let what = namespace.map_or_else(|| format!("model {:?}", tokens.model), |id| format!("namespace {id}"));
@@ -121,11 +136,11 @@ fn tokens_of(node: &Arc<Node>, caller: &Caller, target: u32, tokens: &v1::Tokens
         return Err(Status::invalid_argument(format!("target {target}: {} tokens, at most {most}", words.len())));
     }
     let ids: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-    Ok(named(node, caller, target, (prompt_keys(&spaces, &ids, &tokens.cache_salt), false)))
+    Ok(Ok((spaces, ids)))
 }
 
 /// The tenants whose programs or sessions a caller may mean.
-fn tenant(caller: &Caller) -> Option<&TenantId> {
+pub(super) fn tenant(caller: &Caller) -> Option<&TenantId> {
     (!caller.operator).then_some(&caller.tenant)
 }
 

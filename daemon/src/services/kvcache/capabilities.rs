@@ -10,10 +10,11 @@ use kvtier_types::{Effect, SemanticType, Tier};
 
 use super::watch::MAX_WATCHERS;
 use crate::node::Node;
+use crate::services::MAX_CANDIDATES;
 use crate::services::targets::MAX_TARGET_KEYS;
 
 /// Verbs of the services `KvCache` and `Programs` that are carried out.
-const VERBS: [&str; 27] = [
+const VERBS: [&str; 28] = [
     "Locate",
     "List",
     "Capabilities",
@@ -41,6 +42,7 @@ const VERBS: [&str; 27] = [
     "Progress",
     "GetGraph",
     "NextSteps",
+    "Place",
 ];
 /// Kinds of targets that are resolved.
 const TARGET_KINDS: [&str; 4] = ["blocks", "session", "program", "tokens"];
@@ -56,6 +58,7 @@ pub(super) fn capabilities(node: &Arc<Node>) -> v1::CapabilitiesReply {
         ("target_keys", MAX_TARGET_KEYS as u64),
         ("list_page", limits::MAX_LIST_PAGE as u64),
         ("programs", MAX_HOLDERS as u64),
+        ("place_candidates", MAX_CANDIDATES as u64),
         ("children_per_signal", MAX_CHILDREN_PER_SIGNAL as u64),
         ("declared_steps_of_a_program", graphs::MAX_STEPS_PER_GRAPH as u64),
         ("declared_steps_of_a_tenant", graphs::MAX_TENANT_STEPS as u64),
