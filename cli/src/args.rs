@@ -1,6 +1,7 @@
 //! The command line.
 
 mod graphs;
+mod place;
 mod shows;
 mod target;
 mod verbs;
@@ -14,6 +15,7 @@ use crate::address::Address;
 use crate::units::parse_duration;
 
 pub use graphs::{DeclareArgs, GraphCommand, NextArgs};
+pub use place::{BadCandidate, CandidateArg, PlaceArgs};
 pub use shows::{ClaimsArgs, EventsArgs, LocateArgs, LsArgs, RulesCommand, TopArgs, WaitArgs};
 pub use target::{BadSpan, Span, TargetArgs};
 pub use verbs::{
@@ -129,6 +131,11 @@ pub enum Command {
     /// The steps that may run now, in the order in which they should.
     #[command(after_help = "Example:\n  kvtier next --program plan-7")]
     Next(NextArgs),
+    /// Where to run a program's next step, and what it would cost on each node.
+    #[command(
+        after_help = "Examples:\n  kvtier place p-1 --current node-2\n  kvtier place p-1 --candidate node-1 --candidate node-2:250:8000 --start"
+    )]
+    Place(PlaceArgs),
     /// Give hints for requests that are still to come.
     #[command(after_help = "Example:\n  kvtier apply-hints envelope.json --session chat-7")]
     ApplyHints(HintsArgs),

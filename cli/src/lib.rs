@@ -25,6 +25,7 @@ pub mod nodes;
 mod operations;
 mod outcomes;
 pub mod parse;
+mod place;
 mod programs;
 pub mod report;
 mod rules;

@@ -5,7 +5,7 @@ use crate::client::Client;
 use crate::error::CliError;
 use crate::report::Report;
 use crate::{
-    capabilities, claims, doctor, drain, events, evict, graphs, hints, locate, ls, movement, nodes, operations,
+    capabilities, claims, doctor, drain, events, evict, graphs, hints, locate, ls, movement, nodes, operations, place,
     programs, rules, rules_check, status, taint, top,
 };
 
@@ -54,6 +54,7 @@ async fn ask(args: &Args, client: &mut Client) -> Result<Report, CliError> {
         Command::Wait(what) => operations::wait(client, &what.id, what.at_most).await,
         Command::Rules { command } => rules::rules(client, command.as_ref()).await,
         Command::Claims(what) => claims::claims(client, what).await,
+        Command::Place(what) => place::place(client, what).await,
         changing => change(changing, client).await,
     }
 }

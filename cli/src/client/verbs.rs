@@ -46,6 +46,7 @@ verbs! {
     programs.progress(ProgressRequest) -> ProgressReply as "graph progress";
     programs.get_graph(GetGraphRequest) -> GetGraphReply as "graph show";
     programs.next_steps(NextStepsRequest) -> NextStepsReply as "next";
+    programs.place(PlaceRequest) -> PlaceReply as "place";
     programs.list_programs(ListProgramsRequest) -> ListProgramsReply as "programs";
     admin.rules(RulesRequest) -> RulesReply as "rules";
     admin.reload_rules(ReloadRulesRequest) -> RulesReply as "rules reload";

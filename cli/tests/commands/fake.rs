@@ -42,6 +42,7 @@ pub(crate) enum Asked {
     Declare(v1::DeclareRequest),
     Progress(v1::ProgressRequest),
     Next(v1::NextStepsRequest),
+    Place(v1::PlaceRequest),
     Watch(v1::WatchRequest),
     Operation(&'static str, v1::OperationRequest),
 }

@@ -78,6 +78,23 @@ async fn ls_asks_for_what_blocks_mean_and_who_holds_them() {
 }
 
 #[tokio::test]
+async fn place_says_where_why_and_what_was_started() {
+    let daemon = daemon();
+    let words = ["place", "p-1", "--candidate", "node-1", "--candidate", "node-2:250:9000", "--current", "node-1"];
+    let more = ["--start", "--session", "s", "--tenant", "acme", "--prompt-tokens", "4096"];
+    let report = kvtier(&daemon.serve(), &[words.as_slice(), &more].concat()).await.unwrap();
+    let Asked::Place(asked) = daemon.last() else { panic!("no place") };
+    let second = &asked.candidates[1];
+    assert_eq!((second.node_id.as_str(), second.queue_ms, second.prefill_tokens_per_second), ("node-2", 250, 9_000));
+    assert_eq!((asked.program_id.as_str(), asked.current_node_id.as_str(), asked.targets.len()), ("p-1", "node-1", 1));
+    assert_eq!((asked.start, asked.tenant.as_str(), asked.prompt_tokens), (true, "acme", 4_096));
+    for part in ["node-2 (STATE): the context is nearest", "prefetch of 20 blocks, 5.0 MiB, to node-2: operation 7"] {
+        assert!(report.text.contains(part), "{part:?} is not in\n{}", report.text);
+    }
+    assert_eq!((&report.json["reason"], &report.json["costs"][0]["host_tokens"]), (&"STATE".into(), &320.into()));
+}
+
+#[tokio::test]
 async fn locate_takes_any_target() {
     let daemon = daemon();
     let report = kvtier(&daemon.serve(), &["locate", "--session", "s", "--tenant", "acme"]).await.unwrap();

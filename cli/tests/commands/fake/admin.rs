@@ -66,6 +66,25 @@ fn rules(error: &str) -> v1::RulesReply {
 
 #[tonic::async_trait]
 impl Programs for FakeDaemon {
+    async fn place(&self, request: Request<v1::PlaceRequest>) -> Answer<v1::PlaceReply> {
+        self.note(Asked::Place(request.into_inner()))?;
+        let cost = v1::PlaceCost { node_id: "node-2".to_owned(), host_tokens: 320, known: true, ..Default::default() };
+        let started = v1::PlaceStarted {
+            kind: v1::PlaceWork::Prefetch.into(),
+            node_id: "node-2".to_owned(),
+            blocks: 20,
+            bytes: 5 << 20,
+            operation_id: "7".to_owned(),
+        };
+        Ok(Response::new(v1::PlaceReply {
+            node_id: "node-2".to_owned(),
+            reason: v1::PlaceReason::State.into(),
+            explanation: "the context is nearest to node-2".to_owned(),
+            costs: vec![cost],
+            started: vec![started],
+        }))
+    }
+
     async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalReply> {
         self.note(Asked::Signal(request.into_inner()))?;
         let node = v1::NodeOutcome {
