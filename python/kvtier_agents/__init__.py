@@ -15,7 +15,7 @@ Nothing but Python's own library is imported before it is used. docs/AGENTS.md h
 """
 
 from kvtier_agents.order import NextStep, Order, OrderedPlacer, Step
-from kvtier_agents.placement import LocalPlacer, Placement, Placer
+from kvtier_agents.placement import DaemonPlacer, LocalPlacer, Placement, Placer
 from kvtier_agents.programs import Fork, Program, Tool, bind, current, fork, mark, program, segment, tool
 from kvtier_agents.sending import Attachment
 from kvtier_agents.signals import Signal, Signals, connect, use
@@ -30,6 +30,7 @@ from kvtier_agents.transport import (
 
 __all__ = [
     "Attachment",
+    "DaemonPlacer",
     "Fork",
     "LocalPlacer",
     "NextStep",

@@ -85,7 +85,7 @@ class GrpcCarrier:
     """Calls `Programs.Signal`. Raises ImportError without grpcio."""
 
     def __init__(self, address: str) -> None:
-        self._grpc = _grpc()
+        self._grpc = grpc_module()
         self._channel = channel(address)
         self._call = self._channel.unary_unary(
             "/kvtier.v1.Programs/Signal",
@@ -288,7 +288,16 @@ def channel(address: str) -> Any:
     """A channel to a daemon. Raises ImportError without grpcio."""
     target = address.removeprefix("http://").removeprefix("https://")
     # Several agents of a machine share a socket: their channels need no name.
-    return _grpc().insecure_channel(target, options=[("grpc.default_authority", "localhost")])
+    return grpc_module().insecure_channel(target, options=[("grpc.default_authority", "localhost")])
+
+
+def grpc_module() -> Any:
+    """The module grpc. Raises ImportError where it is not installed."""
+    try:
+        import grpc
+    except ImportError:
+        raise ImportError("calls to kvtierd over gRPC need grpcio: pip install grpcio") from None
+    return grpc
 
 
 def _carrier(address: str | None) -> Carrier:
@@ -300,14 +309,6 @@ def _carrier(address: str | None) -> Carrier:
         if command := os.environ.get("KVTIER_COMMAND") or shutil.which("kvtier"):
             return CommandCarrier(command, address)
     return RequestCarrier()
-
-
-def _grpc() -> Any:
-    try:
-        import grpc
-    except ImportError:
-        raise ImportError("signals over gRPC need grpcio: pip install grpcio") from None
-    return grpc
 
 
 _default: Signals | None = None

@@ -6,6 +6,7 @@ Field numbers are those of `proto/kvtier/v1/programs.proto`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +24,28 @@ OUTCOMES = (
     "MISSING",
     "UNSUPPORTED",
 )
+PLACE_REASONS = ("UNSPECIFIED", "STAYS", "STATE", "QUEUE", "UNKNOWN_STATE")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True)
+class PlaceRequest:
+    """Where to run a program's next step: `PlaceRequest`. `queues` are milliseconds by node."""
+
+    program_id: str
+    queues: dict[str, int]
+    current: str = ""
+    deadline_ms: int = 0
+    start: bool = False
+
+
+@dataclass(frozen=True)
+class Placed:
+    """`PlaceReply`, as far as agents need it."""
+
+    node_id: str
+    reason: str
+    explanation: str
 
 
 def signal_request(signal: Signal) -> bytes:
@@ -44,6 +66,26 @@ def signal_reply(data: bytes) -> tuple[str, str]:
         elif field == 2 and isinstance(value, bytes):
             reason = value.decode(errors="replace")
     return OUTCOMES[outcome] if outcome < len(OUTCOMES) else "UNSPECIFIED", reason
+
+
+def place_request(step: PlaceRequest) -> bytes:
+    """`PlaceRequest`."""
+    parts = [text(1, step.program_id)]
+    parts += [message(4, text(1, node) + number(2, queue)) for node, queue in step.queues.items()]
+    parts += [text(5, step.current), number(6, int(step.start)), number(8, step.deadline_ms)]
+    return b"".join(parts)
+
+
+def place_reply(data: bytes) -> Placed:
+    """`PlaceReply`; what else it says is passed over."""
+    reason, texts = 0, {1: "", 3: ""}
+    for field, value in read(data):
+        if field == 2 and isinstance(value, int):
+            reason = value
+        elif field in texts and isinstance(value, bytes):
+            texts[field] = value.decode(errors="replace")
+    named = PLACE_REASONS[reason] if reason < len(PLACE_REASONS) else "UNSPECIFIED"
+    return Placed(texts[1], named, texts[3])
 
 
 def read(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -18,7 +18,7 @@ from fake_server import render
 
 import kvtier_agents
 from kvtier_agents import programs, requests, signals, wire
-from kvtier_agents.placement import LocalPlacer
+from kvtier_agents.placement import DaemonPlacer, LocalPlacer
 from kvtier_agents.programs import Meaning
 from kvtier_agents.signals import RequestCarrier, Signal, Signals, Unavailable
 from kvtier_agents.spans import SpanReader
@@ -385,6 +385,62 @@ class Places(unittest.TestCase):
         for n in range(5_000):
             placer.place(programs.Program(str(n)), servers)
         self.assertLessEqual(len(placer._homes), 4_096)
+
+
+class DaemonPlaces(unittest.TestCase):
+    """A placer whose daemon is a function."""
+
+    def setUp(self):
+        self.asked, self.answer = [], lambda step: wire.Placed("b", "STATE", "b: 3 ms")
+        self.placer = DaemonPlacer({"http://a": "a", "http://b": "b", "http://b2": "b"}, seconds=0.04)
+        self.placer._call = lambda step, timeout: self.asked.append((step, timeout)) or self.answer(step)
+        self.run_of = programs.Program("p", signals=Heard())
+        self.servers = ["http://a", "http://b", "http://b2", "http://nameless"]
+
+    def place(self, servers=None):
+        placement = self.placer.place(self.run_of, servers or self.servers)
+        return placement.server, placement.reason
+
+    def test_the_daemon_chooses_among_nodes(self):
+        self.placer.began("http://b")
+        self.placer.began("http://a")
+        self.assertEqual(self.place(), ("http://b2", "kvtierd: its context is nearest there"))
+        self.assertEqual(self.placer.place(self.run_of, self.servers).explanation, "b: 3 ms")
+        (first, seconds), (second, _) = self.asked
+        self.assertEqual((first.program_id, first.queues, first.current), ("p", {"b": 0, "a": 100}, ""))
+        self.assertEqual((seconds, first.deadline_ms, second.current), (0.04, 24, "b"))
+
+    def test_a_server_that_is_away_is_no_candidate(self):
+        for server in ("http://b", "http://b2"):
+            self.placer.began(server)
+            self.placer.ended(server, False)
+        self.answer = lambda step: wire.Placed("a", "QUEUE", "")
+        self.assertEqual(self.place()[0], "http://a")
+        self.assertEqual(list(self.asked[0][0].queues), ["a"])
+
+    def test_whatever_fails_it_is_placed_as_without_a_daemon(self):
+        self.answer = lambda step: wire.Placed("z", "STATE", "")
+        self.assertEqual(self.place(), ("http://a", "least under way (kvtierd chose a node without a server here)"))
+        self.assertEqual(self.place()[1], "its program's context is there (kvtierd did not answer lately)")
+        self.assertEqual(len(self.asked), 1, "it is left alone for a while")
+        self.placer._paused_until = 0.0
+
+        def broken(step):
+            raise RuntimeError("broken")
+
+        self.answer = broken
+        self.assertEqual(self.place(), ("http://a", "its program's context is there (kvtierd could not choose)"))
+        self.assertEqual(self.place(["http://nameless"])[1], "least under way (kvtierd serves none of these)")
+        self.assertEqual(self.placer.place(None, self.servers).reason, "least under way")
+        self.assertEqual(len(self.asked), 2)
+
+    def test_messages_are_those_of_the_protocol(self):
+        step = wire.PlaceRequest("p", {"a": 300, "b": 0}, "a", 24, True)
+        wanted = b"\x0a\x01p\x22\x06\x0a\x01a\x10\xac\x02\x22\x03\x0a\x01b\x2a\x01a\x30\x01\x40\x18"
+        self.assertEqual(wire.place_request(step), wanted)
+        reply = b"\x0a\x01b\x10\x03\x1a\x02ok\x22\x03\x0a\x01b"
+        self.assertEqual(wire.place_reply(reply), wire.Placed("b", "QUEUE", "ok"))
+        self.assertEqual(wire.place_reply(b"\x10\x63").reason, "UNSPECIFIED")
 
 
 if __name__ == "__main__":

@@ -256,6 +256,32 @@ class Grpc(unittest.TestCase):
         sender.close()
 
 
+    def test_placements_over_grpc(self):
+        grpc = need("grpc")
+        from concurrent.futures import ThreadPoolExecutor
+
+        heard, reply = [], b"\x0a\x01b\x10\x02\x1a\x08b: 3 ms."
+
+        class Service(grpc.GenericRpcHandler):
+            def service(self, details):
+                if details.method == "/kvtier.v1.Programs/Place":
+                    return grpc.unary_unary_rpc_method_handler(lambda data, _: heard.append(data) or reply)
+
+        server = grpc.server(ThreadPoolExecutor(1), handlers=[Service()])
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        nodes = {"http://a": "a", "http://b": "b"}
+        # A busy machine costs time, not the choice.
+        placer = kvtier_agents.DaemonPlacer(nodes, f"http://127.0.0.1:{port}", seconds=10)
+        run = kvtier_agents.Program("p", signals=Heard())
+        wanted = Placement("http://b", "kvtierd: its context is nearest there", None, "b: 3 ms.")
+        self.assertEqual(placer.place(run, list(nodes)), wanted)
+        self.assertTrue(heard[0].startswith(b"\x0a\x01p\x22\x03\x0a\x01a"), heard)
+        server.stop(None).wait()
+        gone = kvtier_agents.DaemonPlacer(nodes, f"http://127.0.0.1:{port}", seconds=10)
+        self.assertEqual(gone.place(run, list(nodes)).reason, "least under way (kvtierd is away)")
+
+
 del Attached
 
 if __name__ == "__main__":
