@@ -10,7 +10,7 @@
 //! ucx        reads of another process's blocks                                      against ucx_perftest
 //! directory  1,000 keys located in Valkey or Redis, one server and three            against bounds and a plain multi-get
 //! cluster    a prefix written on one node and looked up on another                  against a bound
-//! verbs      verbs a second, and calls about 10,000 blocks                      shown
+//! verbs      verbs a second, calls about 10,000 blocks, placements                  shown
 //! ```
 //! *Fairness*: both sides of a ratio use the same buffers, prefaulted, over at least eight times the last-level cache, with
 //! as many threads, in files of the same state, in rounds that alternate. The table has the median of the rounds' ratios and
@@ -25,6 +25,7 @@ mod engine;
 mod frames;
 mod lookup;
 mod machine;
+mod placing;
 mod raw;
 mod report;
 mod session;

@@ -13,7 +13,7 @@ use crate::daemon::Daemon;
 use crate::lookup::{PROMPTS, SHAPE, fill};
 use crate::report::{Floor, Report, Row};
 use crate::session::Session;
-use crate::{Setting, engine};
+use crate::{Setting, engine, placing};
 
 /// Blocks of one large call.
 const TARGETS: usize = 10_000;
@@ -35,8 +35,10 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     let socket = daemon.socket();
     runtime.block_on(async {
         let channel = Endpoint::new(format!("unix://{}", socket.display()))?.connect().await?;
-        let mut client = KvCacheClient::new(channel).max_decoding_message_size(64 << 20);
+        let mut client = KvCacheClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let keys = keys(&mut client).await?;
+        placing::arithmetic(setting.quick, report)?;
+        placing::calls(channel, &keys, setting.quick, report).await?;
         rates(&client, &keys, setting.quick, report).await?;
         many(&mut client, &keys[..TARGETS], &daemon, if setting.quick { 5 } else { 15 }, report).await
     })?;
