@@ -117,10 +117,12 @@ impl Nodes {
 
 /// The other nodes heard of, without numbers yet.
 fn members(node: &Arc<Node>) -> BTreeMap<NodeNumber, Member> {
+    let now = node.now();
     node.read_core(|core| {
         let member = |(number, member): (NodeNumber, &kvtier_policy::Member)| {
             let record = &member.record;
-            let is_ready = record.state == NodeState::Ready;
+            // One that joined a moment ago is given copies of what many calls share first.
+            let is_ready = record.state == NodeState::Ready && !core.members().is_warming(now, number);
             let (id, edition, free_bytes) = (record.id.clone(), record.edition, record.free_host_bytes);
             (number, Member { id, edition, is_ready, free_bytes, number: u32::MAX })
         };
