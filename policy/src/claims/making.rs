@@ -108,17 +108,22 @@ impl Claims {
         true
     }
 
-    /// Begins a claim of the units that fit. None of its name lives, and no other takes its blocks; the caller goes on
-    /// until all are taken.
-    pub(crate) fn take(&mut self, wanted: &Wanted, fit: Fit) -> Taking {
+    /// Begins a claim of the units that fit, whose blocks are these: no two alike. One of its name has let go, and no other
+    /// takes its blocks; the caller goes on until all are taken. It is told of as if all were.
+    pub(crate) fn take(&mut self, wanted: &Wanted, fit: Fit, mut blocks: Vec<ClaimBlock>) -> Taking {
         let end = fit.units.checked_sub(1).map_or(0, |last| wanted.ends[last]);
+        blocks.truncate(end);
+        if let Some(former) = self.replaced.take() {
+            self.leaving.retain(|(number, _)| *number != former);
+            self.free_claim(former);
+        }
         let owner = self.usage.acquire(&wanted.name);
         let claim = Claim {
             name: wanted.name.clone(),
             revision: wanted.revision,
             kind: wanted.kind,
             expires: wanted.expires,
-            blocks: Vec::with_capacity(end),
+            blocks,
             owner,
         };
         let number = self.free.pop().unwrap_or_else(|| {
@@ -135,9 +140,7 @@ impl Claims {
     pub(crate) fn take_some(&mut self, wanted: &Wanted, taking: &mut Taking, most: usize) -> bool {
         let upto = taking.end.min(taking.at.saturating_add(most));
         for block in &wanted.blocks[taking.at..upto] {
-            if self.hold(block, taking.number) {
-                self.slab[taking.number as usize].as_mut().expect("it lives while it is made").blocks.push(*block);
-            }
+            self.hold(block, taking.number);
         }
         taking.at = upto;
         upto < taking.end
@@ -148,25 +151,48 @@ impl Claims {
         let number = self.names.remove(name)?;
         let (expires, revision) = (self.claim(number).expires, self.claim(number).revision);
         self.deadlines.remove(&(expires, number));
-        self.leaving.push_back(number);
+        self.leave(number);
         Some(revision)
+    }
+
+    /// A claim lets go, if there is one, since another of its name is to take its place: until then it is told of as it was.
+    pub(crate) fn replace(&mut self, name: &ClaimName) {
+        let Some(&number) = self.names.get(name) else { return };
+        let expires = self.claim(number).expires;
+        self.deadlines.remove(&(expires, number));
+        self.leave(number);
+        self.replaced = Some(number);
+    }
+
+    fn leave(&mut self, number: u32) {
+        let blocks = self.claim(number).blocks.len();
+        self.leaving.push_back((number, blocks));
+    }
+
+    fn free_claim(&mut self, number: u32) {
+        let Claim { owner, name, .. } = self.slab[number as usize].take().expect("claims that leave are here");
+        self.usage.release(owner, &name);
+        self.free.push(number);
     }
 
     /// Lets at most so many blocks of ended claims go. Answers whether some are left.
     pub(crate) fn let_go_some(&mut self, most: usize) -> bool {
         for _ in 0..most {
-            let Some(&number) = self.leaving.front() else { return false };
-            let claim = self.slab[number as usize].as_mut().expect("ended claims are here until they let go");
-            if let Some(block) = claim.blocks.pop() {
+            let Some((number, left)) = self.leaving.front_mut() else { return false };
+            let number = *number;
+            if *left > 0 {
+                *left -= 1;
+                let block = self.slab[number as usize].as_ref().expect("claims that leave are here").blocks[*left];
                 self.let_go(&block, number);
-                continue;
+            } else if self.replaced == Some(number) {
+                // The one that takes its place comes next.
+                return false;
+            } else {
+                self.free_claim(number);
+                self.leaving.pop_front();
             }
-            let Claim { owner, name, .. } = self.slab[number as usize].take().expect("seen above");
-            self.usage.release(owner, &name);
-            self.free.push(number);
-            self.leaving.pop_front();
         }
-        !self.leaving.is_empty()
+        true
     }
 
     /// Takes blocks out of a live claim, whose new revision counts: looks at at most so many. Answers whether some are left.

@@ -150,8 +150,10 @@ pub(crate) struct Claims {
     slab: Vec<Option<Claim>>,
     free: Vec<u32>,
     names: BTreeMap<ClaimName, u32>,
-    /// Ended claims that did not let all of their blocks go yet.
-    leaving: VecDeque<u32>,
+    /// Ended claims, and how many of their blocks they did not let go yet.
+    leaving: VecDeque<(u32, usize)>,
+    /// The one among them whose name another is about to take.
+    replaced: Option<u32>,
     /// Whether one is being made. What comes of held blocks meanwhile waits to be charged: it was not counted when room for
     /// the claim was found.
     pub(crate) making: bool,
@@ -179,6 +181,7 @@ impl Claims {
             free: Vec::new(),
             names: BTreeMap::new(),
             leaving: VecDeque::new(),
+            replaced: None,
             making: false,
             arrived: VecDeque::new(),
             blocks: FxHashMap::default(),
@@ -276,13 +279,13 @@ impl Claims {
         }
     }
 
-    /// Lets a live claim hold one more block. Answers whether it did not already.
-    fn hold(&mut self, block: &ClaimBlock, number: u32) -> bool {
+    /// Lets a live claim hold one more block.
+    fn hold(&mut self, block: &ClaimBlock, number: u32) {
         let (owner, kept) = (self.claim(number).owner, self.keeps(self.claim(number).kind));
         let holding =
             self.blocks.entry(block.key).or_insert_with(|| Holding { bytes: block.bytes, claims: Vec::new() });
         if holding.claims.contains(&number) {
-            return false;
+            return;
         }
         let bytes = holding.bytes;
         let others = self.blocks[&block.key].claims.iter().map(|n| self.claim(*n));
@@ -299,7 +302,6 @@ impl Claims {
         }
         self.block_count += 1;
         self.unsettled.push_back(block.key);
-        true
     }
 
     /// Lets a live claim hold one block less.

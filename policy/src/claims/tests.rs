@@ -24,7 +24,7 @@ fn claims(node_blocks: u64, owner_blocks: u64) -> Claims {
 }
 
 fn wanted(name: ClaimName, revision: u64, kind: ClaimKind, keys: &[u8]) -> Wanted {
-    let blocks = keys.iter().map(|n| ClaimBlock { key: key(*n), bytes: BLOCK }).collect();
+    let blocks: Vec<_> = keys.iter().map(|n| ClaimBlock { key: key(*n), bytes: BLOCK }).collect();
     let expires = Instant::from_nanos(1000);
     Wanted { name, revision, kind, expires, blocks, ends: (1..=keys.len()).collect() }
 }
@@ -42,8 +42,16 @@ fn how_much(claims: &Claims, wanted: &Wanted) -> Fit {
 
 fn put(claims: &mut Claims, wanted: Wanted) -> Fit {
     let fit = how_much(claims, &wanted);
-    end(claims, &wanted.name);
-    let mut taking = claims.take(&wanted, fit);
+    let former = claims.get(&wanted.name).map(|claim| claim.blocks.clone());
+    claims.replace(&wanted.name);
+    loop {
+        let now = claims.get(&wanted.name).map(|claim| claim.blocks.clone());
+        assert_eq!(now, former, "it is told of until the other takes its place");
+        if !claims.let_go_some(STEP) {
+            break;
+        }
+    }
+    let mut taking = claims.take(&wanted, fit, wanted.blocks.clone());
     while claims.take_some(&wanted, &mut taking, STEP) {}
     fit
 }
@@ -193,7 +201,9 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn run(c: &mut Claims, revision: u64, step: Step) {
     match step {
-        Step::Put { owner, id, kind, keys } => {
+        Step::Put { owner, id, kind, mut keys } => {
+            let mut seen = std::collections::BTreeSet::new();
+            keys.retain(|key| seen.insert(*key));
             let mut w = wanted(name(owner, id), revision, kind, &keys);
             w.expires = Instant::from_nanos(revision * 37 % 2000);
             let fit = put(c, w);

@@ -118,6 +118,8 @@ pub struct Claiming {
     budget_bytes: u64,
     /// What is held, if anything is.
     held: Option<Fit>,
+    /// A copy of the blocks, for the claim.
+    blocks: Vec<ClaimBlock>,
 }
 
 #[derive(Debug)]
@@ -136,6 +138,7 @@ impl Claiming {
     pub fn new(request: ClaimRequest, survey: Survey, dry_run: bool) -> Self {
         let Survey { found, blocks, ends, .. } = survey;
         let (name, revision, kind) = (request.name.clone(), request.revision, request.kind);
+        let own = blocks.clone();
         let wanted = Wanted { name, revision, kind, expires: Instant::ZERO, blocks, ends };
         Self {
             request,
@@ -148,6 +151,7 @@ impl Claiming {
             claimed_bytes: 0,
             budget_bytes: 0,
             held: None,
+            blocks: own,
         }
     }
 
@@ -293,7 +297,8 @@ impl Core {
                 claiming.step = if self.claims.let_go_some(CLAIM_STEP) {
                     Step::Replace(fit)
                 } else {
-                    Step::Take(self.claims.take(&claiming.wanted, fit))
+                    let blocks = std::mem::take(&mut claiming.blocks);
+                    Step::Take(self.claims.take(&claiming.wanted, fit, blocks))
                 };
             }
             Step::Take(mut taking) => {
@@ -364,7 +369,7 @@ impl Core {
             self.claims.making = false;
             return Step::Done;
         }
-        self.claims.end(&claiming.wanted.name);
+        self.claims.replace(&claiming.wanted.name);
         Step::Replace(fit)
     }
 

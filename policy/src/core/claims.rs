@@ -120,20 +120,22 @@ impl Core {
     /// Takes in a claim of a former life, before the tiers are recovered. What does not fit today's budgets is left out.
     pub fn recover_claim(&mut self, now: Instant, claim: ClaimView) {
         let expires = now + claim.remaining;
-        let ends = (1..=claim.blocks.len()).collect();
-        let ClaimView { name, revision, kind, blocks, .. } = claim;
+        let ClaimView { name, revision, kind, mut blocks, .. } = claim;
+        let mut seen = FxHashSet::default();
+        blocks.retain(|block| seen.insert(block.key));
+        let ends = (1..=blocks.len()).collect();
         if self.unclaimable(kind).is_some() || self.claims.len() >= self.claims.config.max_claims {
             self.claim_counts.rejected += 1;
             return;
         }
         let wanted = Wanted { name, revision, kind, expires, blocks, ends };
-        self.claims.end(&wanted.name);
-        while self.claims.let_go_some(usize::MAX) {}
         let mut fitting = self.claims.fitting(&wanted);
         while self.claims.fit_some(&wanted, &mut fitting, usize::MAX) {}
         let fit = fitting.fit();
         self.claim_counts.clipped += u64::from(fit.short.is_some());
-        let mut taking = self.claims.take(&wanted, fit);
+        self.claims.replace(&wanted.name);
+        while self.claims.let_go_some(usize::MAX) {}
+        let mut taking = self.claims.take(&wanted, fit, wanted.blocks.clone());
         while self.claims.take_some(&wanted, &mut taking, usize::MAX) {}
     }
 
