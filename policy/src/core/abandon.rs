@@ -12,6 +12,7 @@ use crate::catalog::BlockId;
 use crate::entry::{Entry, Flags};
 use crate::holders::HolderName;
 use crate::ledger::MissReason;
+use crate::limits::MAX_TOUCHES_PER_CALL;
 
 /// What a step of freeing came to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +38,12 @@ impl Core {
             return freed;
         }
         if let Some(id) = self.catalog.holders.find(name) {
+            let moved = self.catalog.holders.moved();
             for _ in 0..HOLDER_STEP {
+                // Who else was at a block moves on when it goes: that is work too.
+                if self.catalog.holders.moved().wrapping_sub(moved) > MAX_TOUCHES_PER_CALL {
+                    break;
+                }
                 let Some(exclusive) = self.catalog.lift(id) else { break };
                 if let Some(block) = exclusive {
                     self.free_abandoned(name, block, &mut freed);

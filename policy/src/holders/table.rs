@@ -26,6 +26,8 @@ pub(crate) struct Holders {
     /// Children whose parent went, and does not know them if it came back: they are yet to forget it.
     orphans: VecDeque<(HolderName, BTreeSet<HolderName>)>,
     touches: u64,
+    /// Times that somebody moved on because a block went.
+    moved: usize,
     limit: usize,
 }
 
@@ -42,6 +44,7 @@ impl Default for Holders {
             gone: BTreeSet::new(),
             orphans: VecDeque::new(),
             touches: 0,
+            moved: 0,
             limit: MAX_HOLDERS,
         }
     }
@@ -255,6 +258,7 @@ impl Holders {
     /// A block is gone: whoever was there is at its parent now, of which its depth is told and whether it is faded. Former tips stay only where all is former.
     pub(crate) fn removed(&mut self, block: BlockId, parent: Option<(BlockId, u32, bool)>) {
         for id in self.at.remove(&block).unwrap_or_default() {
+            self.moved = self.moved.wrapping_add(1);
             let holder = self.get_mut(id);
             let tip = holder.tips.remove(&block);
             let former = holder.former.remove(block);
@@ -277,6 +281,11 @@ impl Holders {
                 self.join(id, parent);
             }
         }
+    }
+
+    /// How often somebody moved on because a block went, over all.
+    pub(crate) const fn moved(&self) -> usize {
+        self.moved
     }
 
     /// Something of a holder changed that outlives a restart.
