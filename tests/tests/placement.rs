@@ -75,9 +75,12 @@ fn a_step_goes_where_its_context_is_unless_it_would_wait() {
     for node in [&a, &b, &c] {
         wait_told(node, 3);
     }
+    // Nodes that joined a moment ago are placed on only when they are named.
+    let unnamed = sighted(&a, &step("planner", &[]));
+    assert_eq!((chosen(&unnamed).0, unnamed.costs.len()), ("a", 1), "{unnamed:?}");
     // Whoever is asked: it finds out who knows the program.
     for asked in [&a, &b, &c] {
-        let all = sighted(asked, &step("planner", &[]));
+        let all = sighted(asked, &step("planner", &[("a", 0), ("b", 0), ("c", 0)]));
         assert_eq!((chosen(&all), all.costs.len()), (("b", PlaceReason::State), 3), "{all:?}");
         let [on_a, on_b, _] = &all.costs[..] else { panic!("{all:?}") };
         assert_eq!((on_b.host_tokens, on_b.recompute_tokens), (TOKENS, 0), "{all:?}");
