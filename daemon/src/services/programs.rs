@@ -110,7 +110,7 @@ async fn take_and_tell(
         reply.blocks += one.blocks;
         reply.bytes += one.bytes;
     }
-    let had_declared = ends(said.kind) && graphs::program_ended(node, &caller, &message.program_id).await?;
+    let had_declared = ends(said.kind) && graphs::program_ended(node, caller, &message.program_id).await?;
     if had_declared && reply.outcome() == v1::Outcome::Missing {
         (reply.outcome, reply.reason) =
             (v1::Outcome::Applied.into(), "it held nothing; what it declared ended".to_owned());

@@ -17,7 +17,7 @@ use crate::entry::{Entry, Flags};
 use crate::limits::MAX_KEYS_PER_CALL;
 
 /// Blocks of one step.
-pub(super) const CLAIM_STEP: usize = 256;
+pub(super) const CLAIM_STEP: usize = 64;
 
 /// What is here of a claim's targets, gathered over several calls.
 #[derive(Debug)]

@@ -18,6 +18,8 @@ use crate::services::wire_status;
 
 /// Blocks that other nodes are told of at once.
 const KEYS_PER_LETTER: usize = 4096;
+/// Blocks that are marked in one hold of the core's lock: each may change tiers, orders and copies.
+const MARKS_PER_CORE_CALL: usize = 64;
 
 /// Adds taints, and says what blocks mean.
 pub(in crate::services) async fn taint(
@@ -126,7 +128,7 @@ async fn mark_keys(
         .await
         .map_err(|error| Status::unavailable(format!("the journal cannot be written: {error}")))?;
     let (mut outcomes, mut entries): (Vec<_>, Vec<Entry>) = (Vec::with_capacity(keys.len()), Vec::new());
-    for portion in keys.chunks(KEYS_PER_CORE_CALL) {
+    for portion in keys.chunks(MARKS_PER_CORE_CALL) {
         let plan = node.with_core(|core, now| core.mark(now, portion, change));
         outcomes.extend(plan.outcomes);
         entries.extend(plan.journal.into_iter().map(marks::entry));
