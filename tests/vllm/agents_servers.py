@@ -1,10 +1,12 @@
 """Conversations over two real servers, each with a daemon of its own: placed by program, and one after the other.
 
-usage: agents_servers.py URL URL
+usage: agents_servers.py URL URL [--daemon SOCKET --nodes NODE,NODE]
 Prints {"sticky": FIGURES, "round_robin": FIGURES}: prompt tokens, those that a server computed, requests by server, and
-the reasons of their placement.
+the reasons of their placement. With a daemon it is asked where each request goes, and its explanations are told too:
+"placed" instead of "sticky".
 """
 
+import argparse
 import itertools
 import json
 import random
@@ -48,7 +50,7 @@ def converse(servers: list, name: str, placer) -> dict:
     quiet = Signals(RequestCarrier())
     runs = [kvtier_agents.program(name, id=f"{name}-{n}", signals=quiet) for n in range(TALKS)]
     talks = [[{"role": "system", "content": text(run.id, SYSTEM_CHARS)}] for run in runs]
-    figures = {"prompt": 0, "computed": 0}
+    figures: dict = {"prompt": 0, "computed": 0}
     for turn in range(TURNS):
         for run, talk in zip(runs, talks, strict=True):
             talk.append({"role": "user", "content": text(f"{run.id} {turn}", TURN_CHARS)})
@@ -64,10 +66,32 @@ def converse(servers: list, name: str, placer) -> dict:
     return {**figures, "counts": dict(shared.counts)}
 
 
+class Heard(kvtier_agents.DaemonPlacer):
+    """Keeps what the daemon said."""
+
+    heard: list = []
+
+    def place(self, program, servers) -> Placement:
+        placement = super().place(program, servers)
+        self.heard.append(placement.explanation)
+        return placement
+
+
 def main() -> None:
-    servers = sys.argv[1:]
-    sticky = converse(servers, "sticky", kvtier_agents.LocalPlacer())
-    print(json.dumps({"sticky": sticky, "round_robin": converse(servers, "round_robin", RoundRobin())}))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("servers", nargs=2)
+    parser.add_argument("--daemon")
+    parser.add_argument("--nodes", default="")
+    args = parser.parse_args()
+    told = {}
+    if args.daemon:
+        nodes = dict(zip(args.servers, args.nodes.split(","), strict=True))
+        placer = Heard(nodes, f"unix://{args.daemon}", seconds=2.0)
+        told["placed"] = {**converse(args.servers, "placed", placer), "explained": placer.heard}
+    else:
+        told["sticky"] = converse(args.servers, "sticky", kvtier_agents.LocalPlacer())
+    told["round_robin"] = converse(args.servers, "round_robin", RoundRobin())
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
-from rig import Daemon, Skipped
-from semantics import BLOCK_TOKENS, PRECISE, check
+from rig import Daemon, Directory, Skipped, free_port
+from semantics import BLOCK_TOKENS, PRECISE, check, configure
 from server import Server
 
 HERE = Path(__file__).resolve().parent
@@ -196,6 +196,39 @@ def programs_stay_on_their_server(bench, _want: list) -> None:
     check(reasons == (3, 9), f"three programs are placed once each, and stay: {counts}")
 
 
+def daemons_place_programs(bench, _want: list) -> None:
+    """Two servers of one cluster: kvtierd says where each call goes, and why; round robin, what is elsewhere is fetched."""
+    python = interpreter(bench)
+    home = bench.home / "b"
+    home.mkdir()
+    other, directory, servers = Daemon(bench.daemon.target, home), Directory(bench.home), []
+    directory.start()
+    try:
+        for node, daemon in (("a", bench.daemon), ("b", other)):
+            ports = [free_port(), free_port()]
+            cluster = f'[cluster]\ndirectory = "{directory.url}"\nlisten = "127.0.0.1:{ports[0]}"\n'
+            transport = f'[transport]\norder = ["tcp"]\ntcp_listen = "127.0.0.1:{ports[1]}"\n'
+            configure(daemon, SIZES + cluster + transport, node)
+        servers = [start(bench, daemon) for daemon in (bench.daemon, other)]
+        for server in servers:
+            server.wait()
+        urls = [f"http://127.0.0.1:{server.port}" for server in servers]
+        told = told_by([python, SERVERS, *urls, "--daemon", bench.daemon.socket, "--nodes", "a,b"])
+    finally:
+        for server in servers:
+            server.end()
+        other.end(signal.SIGTERM)
+        directory.end()
+    print(json.dumps(told), flush=True)
+    placed, robin = told["placed"], told["round_robin"]
+    check(placed["prompt"] == robin["prompt"], f"both should ask the same: {told}")
+    check(2 * placed["computed"] < placed["prompt"], f"most of a conversation should be found: {placed}")
+    by_daemon = sum(n for reason, n in placed["counts"].items() if reason.startswith("placed: kvtierd:"))
+    check(by_daemon >= 9, f"kvtierd should say where a conversation goes on: {placed['counts']}")
+
+
+# What both nodes of a cluster have.
+SIZES = '[host]\ncapacity = "256MiB"\nextent = "32MiB"\n[disk]\ncapacity = "1GiB"\nsegment = "64MiB"\n'
 AGENTS = [langgraph_agent, llama_index_agent]
-# Two servers at once take minutes on two cores: only where it is named.
-SLOW_AGENTS = [programs_stay_on_their_server]
+# Two servers at once take minutes on two cores: only where they are named.
+SLOW_AGENTS = [programs_stay_on_their_server, daemons_place_programs]
