@@ -58,6 +58,8 @@ pub(crate) struct Lease {
     /// Fates of the looked-up tokens, known once collected.
     pub(crate) runs: Vec<Run>,
     pub(crate) expires: Instant,
+    /// Since when shards of it were on their way up, if any were.
+    pub(crate) waits_since: Option<Instant>,
     /// A shard of it was reported corrupt.
     pub(crate) corrupt: bool,
     /// Taints that the request bears with.

@@ -42,7 +42,7 @@ pub use catalog::{BlockId, Scope, Source};
 pub use claims::{ClaimsConfig, MAX_CLAIMS_PER_BLOCK, MAX_HINTED, MAX_REMEMBERED, MAX_STEM_BLOCKS, TierBudget};
 pub use core::{
     Action, AnswerFrame, BlockPlace, BlockView, ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, Claiming,
-    ContextTips, Core, CoreConfig, CoreError, Counts, EvictPlan, Explained, ExportError, ExportRequest, Exported,
+    ContextTips, Core, CoreConfig, CoreError, Counts, Due, EvictPlan, Explained, ExportError, ExportRequest, Exported,
     FetchConfig, FetchEnd, Freed, GuardEvent, HolderRecord, Holdings, KnownSpace, ListFilter, LoadReport, LoadResult,
     Located, Look, LookupAnswer, LookupRange, LookupRequest, MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE, MAX_EXPORT_TTL,
     MAX_PROGRAMS_PAGE, Mark, MarkChange, MarkPlan, MarkSweep, MoveEnd, MoveId, MovePlan, MoveStep, Moved,

@@ -31,6 +31,8 @@ struct Step {
 struct Next {
     steps: Vec<Step>,
     truncated: bool,
+    /// Whether another program should begin on this node; nothing where programs were named.
+    admit: Option<bool>,
 }
 
 impl From<v1::NextStep> for Step {
@@ -65,12 +67,17 @@ pub(crate) async fn next(client: &mut Client, args: &NextArgs) -> Result<Report,
         include_running: args.running,
     };
     let reply = client.next_steps(message).await?;
-    let next = Next { steps: reply.steps.into_iter().map(Step::from).collect(), truncated: reply.truncated };
+    let admit = reply.admission.as_ref().map(|advice| advice.admit);
+    let steps = reply.steps.into_iter().map(Step::from).collect();
+    let next = Next { steps, truncated: reply.truncated, admit };
     let more = if next.truncated { "; there are more: raise --limit" } else { "" };
-    let text = match next.steps.len() {
+    let mut text = match next.steps.len() {
         0 => "nothing may run now\n".to_owned(),
         n => format!("{}{n} steps, the first to run first{more}\n", table(&next.steps).render(0)),
     };
+    if reply.admission.is_some_and(|advice| !advice.admit) {
+        text.push_str("no further program should begin now: those under way wait for memory and transfers\n");
+    }
     Ok(Report::new(text, &next, true))
 }
 

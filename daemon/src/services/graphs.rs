@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kvtier_policy::programs::graphs::{
     Answer, GraphName, GraphView, MAX_PROGRESS, NextStep, Plan, Question, StepState, StepView, Undeclared,
 };
-use kvtier_policy::{HolderKind, HolderName, ProgramTurn};
+use kvtier_policy::{Due, HolderKind, HolderName, ProgramTurn};
 use kvtier_proto::{convert, v1};
 use kvtier_types::{BlockHints, Instant, Outcome, TenantId};
 use tonic::Status;
@@ -172,7 +172,16 @@ pub(super) async fn next_steps(
     let now = node.now();
     let question = Question { tenant, programs: &programs, running: message.include_running, limit };
     let (mut steps, mut truncated) = node.graphs.with(|graphs| graphs.next(now, question));
-    let turns = if programs.is_empty() { due(node, tenant).await } else { asked(node, &caller, &programs) };
+    let (turns, admission) = if programs.is_empty() {
+        let (turns, under_way) = due(node, now, tenant).await;
+        let advised = node.with_core(|core, _| core.advise(under_way));
+        // How many others are under way is nobody's business but an operator's.
+        let told = |count| if caller.operator { count } else { 0 };
+        let admit = under_way < advised;
+        (turns, Some(v1::Admission { admit, advised: told(advised), under_way: told(under_way) }))
+    } else {
+        (asked(node, &caller, &programs), None)
+    };
     let turns = node.graphs.with(|graphs| {
         let alone = |turn: &ProgramTurn| !graphs.covers(&turn.name.tenant, &turn.name.id);
         turns.into_iter().filter(alone).collect::<Vec<_>>()
@@ -182,17 +191,20 @@ pub(super) async fn next_steps(
     truncated |= steps.len() > limit;
     steps.truncate(limit);
     let clock = Clock { now, unix_ms: i64::try_from(unix_ms()).unwrap_or(i64::MAX) };
-    Ok(v1::NextStepsReply { steps: steps.into_iter().map(|step| clock.wire(step)).collect(), truncated })
+    Ok(v1::NextStepsReply { steps: steps.into_iter().map(|step| clock.wire(step)).collect(), truncated, admission })
 }
 
 /// Programs that said that they are about to call, or when. Slice by slice: the core is not held while others wait.
-async fn due(node: &Arc<Node>, tenant: Option<&TenantId>) -> Vec<ProgramTurn> {
-    let (mut turns, mut after) = (Vec::new(), None);
+/// Answers with how many are under way, too.
+async fn due(node: &Arc<Node>, now: Instant, tenant: Option<&TenantId>) -> (Vec<ProgramTurn>, u32) {
+    let (mut turns, mut under_way, mut after) = (Vec::new(), 0_u32, None);
     loop {
-        let (some, next) = node.read_core(|core| core.programs_due(after.as_ref(), tenant));
+        let Due { turns: some, under_way: more, next } =
+            node.read_core(|core| core.programs_due(now, after.as_ref(), tenant));
         turns.extend(some);
+        under_way += more;
         if next.is_none() {
-            return turns;
+            return (turns, under_way);
         }
         after = next;
         tokio::task::yield_now().await;

@@ -1,6 +1,7 @@
 //! Lookups: from keys to leased frames.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvtier_types::{
     BlockKey, GroupSpec, Instant, Layout, Origin, RequestHints, SemanticType, TenantId, Tier, Toleration, usable_prefix,
@@ -147,6 +148,7 @@ impl Core {
             reasons,
             runs: Vec::new(),
             expires: now + self.config.lease_ttl,
+            waits_since: None,
             corrupt: false,
             tolerations: request.hints.tolerations,
             blocks,
@@ -276,6 +278,7 @@ impl Core {
                 self.want_host(leased.id);
             }
         }
+        lease.waits_since = (lease.waiting > 0).then_some(self.clock);
         self.leases.insert(id, lease);
     }
 
@@ -346,6 +349,9 @@ impl Core {
         let runs = fates(held, &layout.groups, usable, (&answer, &why));
         if let Some(held) = self.leases.get_mut(&lease) {
             held.runs = runs;
+            if let Some(since) = held.waits_since.take() {
+                self.admission.observe(self.clock, Duration::ZERO, self.clock.since(since));
+            }
         }
         Ok(answer)
     }

@@ -74,7 +74,7 @@ pub use remote::{FetchConfig, FetchEnd};
 pub use settle::{LoadReport, LoadResult, ReleaseReport};
 pub use signals::{MAX_CHILDREN_PER_SIGNAL, Signal, SignalAnswer, SignalKind, Signaling};
 pub use spaces::{KnownSpace, prompt_blocks, prompt_keys};
-pub use turns::ProgramTurn;
+pub use turns::{Due, ProgramTurn};
 pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
 
 use self::budget::WriteBudget;
@@ -93,7 +93,7 @@ use crate::ledger::Ledger;
 use crate::limits::GHOST_KEYS;
 use crate::members::Members;
 use crate::pools::Pools;
-use crate::programs::Hot;
+use crate::programs::{Admission, AdmissionConfig, Hot};
 use crate::rules::Rules;
 use export::Hold;
 use spaces::KnownSpaces;
@@ -293,6 +293,11 @@ struct Fetching {
     bytes: u64,
 }
 
+/// How the advice on how many programs to have under way moves.
+const ADMISSION: AdmissionConfig = AdmissionConfig { least: 8, every: Duration::from_secs(10) };
+/// Programs that may be under way before anything was seen of them.
+const ADMITTED_FIRST: u32 = 256;
+
 /// A frame granted and not yet sealed.
 #[derive(Debug, Clone, Copy)]
 struct Reserved {
@@ -353,6 +358,7 @@ pub struct Core {
     walk: Option<u32>,
     marks: BTreeMap<BlockKey, Mark>,
     hot: Hot,
+    admission: Admission,
     /// Blocks marked anew by engines, and not yet journaled.
     remarked: BTreeSet<BlockKey>,
     /// Of blocks whose time ended before their records say.
@@ -428,6 +434,7 @@ impl Core {
             walk: None,
             marks: BTreeMap::new(),
             hot: Hot::default(),
+            admission: Admission::new(ADMISSION, ADMITTED_FIRST),
             remarked: BTreeSet::new(),
             expired_records: Vec::new(),
             replications: VecDeque::new(),

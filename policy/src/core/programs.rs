@@ -119,7 +119,8 @@ impl Core {
 
     /// A request's call begins.
     pub(super) fn note_call(&mut self, now: Instant, (tenant, hints): (&TenantId, &RequestHints)) {
-        self.served(tenant, hints, |service| service.begin(now));
+        let took = self.served(tenant, hints, |service| service.begin(now));
+        self.admission.observe(now, took.unwrap_or_default(), Duration::ZERO);
     }
 
     /// A request's call wrote blocks.
@@ -127,14 +128,18 @@ impl Core {
         self.served(tenant, hints, |service| service.goes_on(now));
     }
 
-    fn served(&mut self, tenant: &TenantId, hints: &RequestHints, change: impl FnOnce(&mut Service)) {
+    fn served<R>(
+        &mut self,
+        tenant: &TenantId,
+        hints: &RequestHints,
+        change: impl FnOnce(&mut Service) -> R,
+    ) -> Option<R> {
         let program = &hints.block.program_id;
         if program.is_empty() {
-            return;
+            return None;
         }
-        if let Some(id) = self.catalog.holders.find(&HolderName::program(tenant, program)) {
-            change(&mut self.catalog.holders.get_mut(id).service);
-        }
+        let id = self.catalog.holders.find(&HolderName::program(tenant, program))?;
+        Some(change(&mut self.catalog.holders.get_mut(id).service))
     }
 
     /// Takes some steps with what holders left behind: what nobody holds any more goes first, or is common. Answers whether

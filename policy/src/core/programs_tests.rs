@@ -284,9 +284,9 @@ fn events_say_what_happened_and_why() {
 fn programs_that_wait_for_an_engine_are_told_from_those_that_do_not() {
     let mut family = Family::new();
     let due = |family: &Family| {
-        let (turns, more) = family.0.core.programs_due(None, Some(&TenantId::shared()));
-        assert_eq!(more, None);
-        turns.into_iter().map(|turn| (turn.name.id, turn.waits, turn.returns)).collect::<Vec<_>>()
+        let due = family.0.core.programs_due(NOW, None, Some(&TenantId::shared()));
+        assert_eq!(due.next, None);
+        due.turns.into_iter().map(|turn| (turn.name.id, turn.waits, turn.returns)).collect::<Vec<_>>()
     };
     assert_eq!(due(&family), []);
     let say = |family: &mut Family, id: &str, kind, returns_in| {
@@ -298,6 +298,8 @@ fn programs_that_wait_for_an_engine_are_told_from_those_that_do_not() {
     let waits = ("left".to_owned(), Some(NOW), None);
     let returns = ("main".to_owned(), None, Some(NOW + Duration::from_secs(3)));
     assert_eq!(due(&family), [waits, returns]);
+    assert_eq!(family.0.core.programs_due(NOW, None, None).under_way, 1, "one waits for a tool");
+    assert_eq!(family.0.core.advise(1), 16, "nothing was seen to wait for memory");
     say(&mut family, "left", SignalKind::Completion, None);
     say(&mut family, "main", SignalKind::ToolWait, None);
     assert_eq!(due(&family), []);

@@ -208,10 +208,11 @@ impl Core {
 
     fn take_signal(&mut self, now: Instant, Signaling { signal, answer, .. }: &mut Signaling, id: HolderId) -> Step {
         let service = &mut self.catalog.holders.get_mut(id).service;
-        match signal.kind {
+        let took = match signal.kind {
             SignalKind::Continuation => service.wait(now),
             _ => service.end(now),
-        }
+        };
+        self.admission.observe(now, took, Duration::ZERO);
         match signal.kind {
             SignalKind::ToolWait => {
                 let until = signal.returns_in.map(|span| now + span);

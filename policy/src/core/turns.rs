@@ -23,7 +23,26 @@ pub struct ProgramTurn {
     pub ended: bool,
 }
 
+/// A program that was not heard of for so long is not counted as under way.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// Programs about to call, of those looked at.
+#[derive(Debug, Clone, Default)]
+pub struct Due {
+    /// They.
+    pub turns: Vec<ProgramTurn>,
+    /// How many of those looked at, of any tenant, are under way: being served, or waiting for a tool.
+    pub under_way: u32,
+    /// After which program to go on, if there are more.
+    pub next: Option<HolderName>,
+}
+
 impl Core {
+    /// How many programs should be under way at most while so many are.
+    pub fn advise(&mut self, under_way: u32) -> u32 {
+        self.admission.advise(under_way)
+    }
+
     /// What a program is to whoever schedules it.
     #[must_use]
     pub fn program_turn(&self, name: &HolderName) -> Option<ProgramTurn> {
@@ -33,28 +52,27 @@ impl Core {
     /// Programs that said they are about to call, or when, after a name: of one tenant, or of all. Looks at
     /// [`MAX_TOUCHES_PER_CALL`] programs at most, and says after which to go on if there are more.
     #[must_use]
-    pub fn programs_due(
-        &self,
-        after: Option<&HolderName>,
-        tenant: Option<&TenantId>,
-    ) -> (Vec<ProgramTurn>, Option<HolderName>) {
-        let (mut due, mut last) = (Vec::new(), None);
+    pub fn programs_due(&self, now: Instant, after: Option<&HolderName>, tenant: Option<&TenantId>) -> Due {
+        let (mut due, mut last) = (Due::default(), None);
         for (count, holder) in self.catalog.holders.after(after).enumerate() {
             // Sessions come after all programs.
             if holder.name.kind == HolderKind::Session {
-                return (due, None);
+                return due;
             }
             if count == MAX_TOUCHES_PER_CALL {
-                return (due, last);
+                due.next = last;
+                return due;
             }
             last = Some(holder.name.clone());
+            let goes_on = holder.service.is_served() || matches!(holder.state, HolderState::Waiting { .. });
+            due.under_way += u32::from(goes_on && holder.state != HolderState::Ended && holder.idle(now) < SILENCE);
             if tenant.is_none_or(|t| *t == holder.name.tenant) {
-                due.extend(
+                due.turns.extend(
                     Some(turn(holder)).filter(|turn| (turn.waits.is_some() || turn.returns.is_some()) && !turn.ended),
                 );
             }
         }
-        (due, None)
+        due
     }
 }
 

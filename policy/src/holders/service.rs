@@ -27,11 +27,12 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// A call begins: the one before it is over.
-    pub(crate) fn begin(&mut self, now: Instant) {
-        self.close();
+    /// A call begins: the one before it is over, and took so long.
+    pub(crate) fn begin(&mut self, now: Instant) -> Duration {
+        let took = self.close();
         self.waits = None;
         self.call = Some(Call { began: now, last: now });
+        took
     }
 
     /// The call wrote something.
@@ -41,27 +42,32 @@ impl Service {
         }
     }
 
-    /// The program says that its call ended.
-    pub(crate) fn end(&mut self, now: Instant) {
+    /// The program says that its call ended. Answers with what it took.
+    pub(crate) fn end(&mut self, now: Instant) -> Duration {
         if let Some(call) = &mut self.call
             && now.since(call.last) <= MAX_SILENCE
         {
             call.last = call.last.max(now);
         }
-        self.close();
         self.waits = None;
+        self.close()
     }
 
     /// The program says that it is about to call.
-    pub(crate) fn wait(&mut self, now: Instant) {
-        self.close();
+    pub(crate) fn wait(&mut self, now: Instant) -> Duration {
         self.waits = Some(now);
+        self.close()
     }
 
-    fn close(&mut self) {
-        if let Some(call) = self.call.take() {
-            self.ended = self.ended.saturating_add(call.last.since(call.began));
-        }
+    /// Whether a call is under way, or was not said to be over.
+    pub(crate) const fn is_served(&self) -> bool {
+        self.call.is_some()
+    }
+
+    fn close(&mut self) -> Duration {
+        let took = self.call.take().map_or(Duration::ZERO, |call| call.last.since(call.began));
+        self.ended = self.ended.saturating_add(took);
+        took
     }
 
     /// What engines took so far.

@@ -58,6 +58,16 @@ impl Admission {
     pub fn admits(&self, under_way: u32) -> bool {
         f64::from(under_way) < self.limit
     }
+
+    /// How many programs should be under way at most, while so many are: never more than twice those, so that what comes
+    /// all at once is judged before it is all there.
+    pub fn advise(&mut self, under_way: u32) -> u32 {
+        let most = f64::from(under_way.max(self.config.least)) * 2.0;
+        self.limit = self.limit.min(most);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between one and a million")]
+        let limit = self.limit as u32;
+        limit.max(1)
+    }
 }
 
 #[cfg(test)]
@@ -81,5 +91,6 @@ mod tests {
         assert!(admission.admits(1) && !admission.admits(2), "never below the least");
         run(&mut admission, 0, 30);
         assert!(admission.admits(20));
+        assert_eq!((admission.advise(8), admission.admits(15), admission.admits(16)), (16, true, false));
     }
 }

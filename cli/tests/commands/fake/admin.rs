@@ -142,7 +142,7 @@ impl Programs for FakeDaemon {
             reason: "critical path: 12.3 s to the end of p".to_owned(),
             ..Default::default()
         };
-        Ok(Response::new(v1::NextStepsReply { steps: vec![step], truncated: true }))
+        Ok(Response::new(v1::NextStepsReply { steps: vec![step], truncated: true, admission: None }))
     }
 
     async fn list_programs(&self, _: Request<v1::ListProgramsRequest>) -> Answer<v1::ListProgramsReply> {
