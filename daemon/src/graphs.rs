@@ -141,7 +141,8 @@ pub(crate) async fn run(node: Arc<Node>) {
     flush(&node).await;
 }
 
-async fn flush(node: &Arc<Node>) {
+/// Writes how far steps are now, and which declarations are over.
+pub(crate) async fn flush(node: &Arc<Node>) {
     loop {
         let _turn = node.graphs.turn.lock().await;
         let now = node.now();

@@ -36,6 +36,8 @@ const DETACH_QUEUE: usize = 4;
 const MAX_KNOWN_LAYOUTS: usize = 64;
 /// Signals that are carried out at once: of those that come with requests, of those of calls, and of those of other nodes.
 const MAX_SIGNALS: usize = 256;
+/// Verbs that change what the journal has, carried out at once: of callers, and of other nodes.
+const MAX_VERBS: usize = 256;
 
 /// The stores below host memory.
 #[derive(Debug, Default)]
@@ -129,6 +131,8 @@ pub struct Node {
     pub(crate) signals: Arc<Semaphore>,
     /// Signals of calls that are under way, and those that other nodes passed on: these wait for nobody else.
     pub(crate) signal_calls: [Arc<Semaphore>; 2],
+    /// Verbs that are carried out to their end, whoever gives up waiting: of callers, and of other nodes.
+    pub(crate) verb_calls: [Arc<Semaphore>; 2],
     /// What is brought up before programs return.
     pub(crate) ahead: Ahead,
     /// Steps that were placed.
@@ -186,6 +190,7 @@ impl Node {
             ahead: Ahead::new(parts.config.prefetch_budget()),
             signals: Arc::new(Semaphore::new(MAX_SIGNALS)),
             signal_calls: [MAX_SIGNALS; 2].map(|most| Arc::new(Semaphore::new(most))),
+            verb_calls: [MAX_VERBS; 2].map(|most| Arc::new(Semaphore::new(most))),
             hints: Hints::new(&parts.config.hints),
             config: parts.config,
             arena: parts.arena,

@@ -60,6 +60,8 @@ pub(crate) struct Lease {
     pub(crate) expires: Instant,
     /// Since when shards of it were on their way up, if any were.
     pub(crate) waits_since: Option<Instant>,
+    /// Whether its request named a program.
+    pub(crate) of_program: bool,
     /// A shard of it was reported corrupt.
     pub(crate) corrupt: bool,
     /// Taints that the request bears with.

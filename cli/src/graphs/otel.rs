@@ -125,10 +125,16 @@ impl Tree {
         let named = |n: &&usize| (1..=MAX_NAME_BYTES).contains(&self.spans[**n].id.len());
         let kept: Vec<usize> = numbers.iter().filter(named).take(MAX_STEPS).copied().collect();
         self.beyond = numbers.len() - kept.len();
-        kept.iter().map(|n| self.step(*n, (trace, has_branches))).collect()
+        let all: std::collections::BTreeSet<usize> = kept.iter().copied().collect();
+        kept.iter().map(|n| self.step(*n, (trace, has_branches), &all)).collect()
     }
 
-    fn step(&self, n: usize, (trace, has_branches): (&str, bool)) -> v1::GraphStep {
+    fn step(
+        &self,
+        n: usize,
+        (trace, has_branches): (&str, bool),
+        kept: &std::collections::BTreeSet<usize>,
+    ) -> v1::GraphStep {
         let span = &self.spans[n];
         let before = &self.before[&n];
         let last = before.iter().map(|b| self.spans[*b].end_us).max();
@@ -139,7 +145,7 @@ impl Tree {
         v1::GraphStep {
             step_id: span.id.clone(),
             program_id: if is_branch { branch } else { String::new() },
-            after: before.iter().map(|b| self.spans[*b].id.clone()).collect(),
+            after: before.iter().filter(|b| kept.contains(b)).map(|b| self.spans[*b].id.clone()).collect(),
             expected_ms: ms(span.end_us - span.start_us).max(1),
             tool_gap_ms: last.map_or(0, |end| ms(span.start_us - end)),
             tokens: span.tokens,

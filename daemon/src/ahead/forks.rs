@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvtier_policy::programs::Return;
 use kvtier_policy::{HolderName, Holdings};
 use kvtier_types::{BlockKey, Instant};
 
@@ -46,12 +47,16 @@ pub(super) async fn forked(node: &Arc<Node>, name: HolderName, branches: &[Holde
         let inner = &mut *node.ahead.inner.lock();
         for dropped in inner.joins.forked(at, number, branches.iter().map(HolderName::number)) {
             gone.extend(inner.forks.remove(&dropped));
+            if inner.waits.get(&dropped).is_some_and(|wait| wait.joins) {
+                inner.waits.remove(&dropped);
+                inner.proactive.ended(dropped);
+            }
         }
         let branches = u32::try_from(branches.len()).unwrap_or(u32::MAX);
         let fork = Fork { name, stem: held, until: at + STEM_PATIENCE, branches };
         gone.extend(inner.forks.insert(number, fork));
-        expect(node, inner, number, at);
     }
+    expect(node, number, at);
     for fork in gone {
         let_go(node, &fork.stem);
     }
@@ -84,7 +89,7 @@ pub(super) async fn called(node: &Arc<Node>, name: &HolderName, at: Instant) {
 /// A program ended: what its parent waits for is one less.
 pub(super) async fn ended(node: &Arc<Node>, name: &HolderName, at: Instant) {
     let number = name.number();
-    let mut gone = Vec::new();
+    let (mut gone, mut waits) = (Vec::new(), None);
     {
         let inner = &mut *node.ahead.inner.lock();
         if let Some(fork) = inner.forks.remove(&number) {
@@ -96,8 +101,11 @@ pub(super) async fn ended(node: &Arc<Node>, name: &HolderName, at: Instant) {
                 inner.branches.observe(kind(name), None, took);
             }
             gone.extend(inner.stem_of(parent));
-            expect(node, inner, parent, at);
+            waits = Some(parent);
         }
+    }
+    if let Some(parent) = waits {
+        expect(node, parent, at);
     }
     release(node, &gone).await;
 }
@@ -109,19 +117,22 @@ pub(super) async fn give_up(node: &Arc<Node>, now: Instant) {
     release(node, &gone).await;
 }
 
-/// Plans to bring back the context of a program that forked.
-fn expect(node: &Arc<Node>, inner: &mut Inner, number: u64, at: Instant) {
-    let Some(name) = inner.forks.get(&number).map(|fork| fork.name.clone()) else { return };
-    if inner.proactive.holds(number) || inner.waits.get(&number).is_some_and(|wait| !wait.joins) {
+/// Plans to bring back the context of a program that forked. The core is asked while nothing here is locked.
+fn expect(node: &Arc<Node>, number: u64, at: Instant) {
+    let wanted = {
+        let inner = &mut *node.ahead.inner.lock();
+        inner.expected(number, at)
+    };
+    let Some((name, expected)) = wanted else { return };
+    let bytes = node.read_core(|core| core.context_bytes(&name));
+    let inner = &mut *node.ahead.inner.lock();
+    if !inner.forks.contains_key(&number) || inner.proactive.holds(number) {
         return;
     }
     if inner.waits.len() >= MAX_WAITS && !inner.waits.contains_key(&number) {
-        return;
+        inner.forget_oldest();
     }
-    let left = |took| inner.branches.expect(kind(&name), None, took);
-    let Some(expected) = inner.joins.rest(at, number, left) else { return };
-    let transfer = transfer_of(node.read_core(|core| core.context_bytes(&name)), inner.rate);
-    inner.proactive.wait(at, number, (expected, transfer));
+    inner.proactive.wait(at, number, (expected, transfer_of(bytes, inner.rate)));
     inner.waits.insert(number, Wait { name, began: at, announced: None, joins: true });
 }
 
@@ -135,6 +146,17 @@ impl super::Ahead {
 }
 
 impl Inner {
+    /// A program that forked and waits for nothing else, and when its last branch is expected to end.
+    fn expected(&self, number: u64, at: Instant) -> Option<(HolderName, Return)> {
+        let name = self.forks.get(&number)?.name.clone();
+        if self.proactive.holds(number) || self.waits.get(&number).is_some_and(|wait| !wait.joins) {
+            return None;
+        }
+        let left = |took| self.branches.expect(kind(&name), None, took);
+        let expected = self.joins.rest(at, number, left)?;
+        Some((name, expected))
+    }
+
     /// The stem of a program all of whose branches have called or ended.
     fn stem_of(&mut self, program: u64) -> Vec<BlockKey> {
         if !self.joins.all_called(program) {

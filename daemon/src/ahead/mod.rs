@@ -65,6 +65,17 @@ struct Wait {
     joins: bool,
 }
 
+impl Inner {
+    /// Who waits for longest is the least likely to be back.
+    fn forget_oldest(&mut self) {
+        let oldest = self.waits.iter().min_by_key(|(_, wait)| wait.began).map(|(number, _)| *number);
+        if let Some(oldest) = oldest {
+            self.waits.remove(&oldest);
+            self.proactive.ended(oldest);
+        }
+    }
+}
+
 impl Ahead {
     pub(crate) fn new(budget_bytes: u64) -> Self {
         let inner = Inner {
@@ -138,11 +149,7 @@ async fn hear(node: &Arc<Node>, event: ProgramEvent) {
             let (number, kind) = (name.number(), kind(&name));
             let inner = &mut *node.ahead.inner.lock();
             if inner.waits.len() >= MAX_WAITS && !inner.waits.contains_key(&number) {
-                // Who waits for longest is the least likely to be back.
-                if let Some(oldest) = inner.waits.iter().min_by_key(|(_, wait)| wait.began).map(|(number, _)| *number) {
-                    inner.waits.remove(&oldest);
-                    inner.proactive.ended(oldest);
-                }
+                inner.forget_oldest();
             }
             if let Some(expected) = inner.durations.expect(kind, returns_in, Duration::ZERO) {
                 inner.proactive.wait(at, number, (expected, transfer_of(bytes, inner.rate)));

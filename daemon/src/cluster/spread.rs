@@ -90,12 +90,17 @@ async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
         }
     }
     let mut wanted: BTreeMap<BlockKey, (f64, u32)> = hot.into_iter().map(|(key, rate)| (key, (rate, 0))).collect();
-    for (prefix, branches) in node.ahead.fan_outs() {
+    let mut fan_outs = node.ahead.fan_outs();
+    fan_outs.sort_unstable_by_key(|(_, branches)| std::cmp::Reverse(*branches));
+    for (prefix, branches) in fan_outs.into_iter().take(MOST) {
         wanted.entry(prefix).or_default().1 = branches;
     }
     done.copies.retain(|key, (_, at)| wanted.contains_key(key) && now.since(*at) < AGAIN);
     let nodes = u32::try_from(ready.len() + 1).unwrap_or(u32::MAX);
     for (prefix, (rate, branches)) in wanted {
+        if node.stopping.is_cancelled() || node.is_draining() {
+            return;
+        }
         let copies = replicas(rate, branches, nodes).saturating_sub(1) as usize;
         let has = done.copies.get(&prefix).map_or(0, |(copies, _)| *copies);
         if copies <= has {

@@ -156,6 +156,8 @@ fn status(node: &Arc<Node>) -> v1::StatusReply {
     let count = |(name, value): (&str, u64)| v1::Count { name: name.to_owned(), value };
     let now = node.now();
     let uptime_ms = u64::try_from(node.uptime().as_millis()).unwrap_or(u64::MAX);
+    // Behind a lock that is taken before the core's.
+    let ahead = node.ahead.counts();
     node.read_core(|core| v1::StatusReply {
         node_id: node.config.node_id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -188,7 +190,7 @@ fn status(node: &Arc<Node>) -> v1::StatusReply {
         policy: claim_counts(core)
             .chain(mark_counts(node, core))
             .chain(node.hints.counts.sums())
-            .chain(node.ahead.counts())
+            .chain(ahead)
             .map(count)
             .collect(),
     })

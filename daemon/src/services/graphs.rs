@@ -12,14 +12,15 @@ use kvtier_policy::programs::graphs::{
 };
 use kvtier_policy::{Due, HolderKind, HolderName, ProgramTurn};
 use kvtier_proto::{convert, v1};
+use kvtier_storage::StorageError;
 use kvtier_types::{BlockHints, Instant, Outcome, TenantId};
 use tonic::Status;
 
 use super::caller::Caller;
-use super::kvcache::durable;
+use super::kvcache::appended;
 use super::wire_status;
 use crate::cluster::fanout::{self, Verb};
-use crate::graphs::{entries, millis, step, wire_step};
+use crate::graphs::{entries, flush, millis, step, wire_step};
 use crate::node::Node;
 
 /// Programs named in one question.
@@ -44,6 +45,10 @@ pub(super) async fn declare(
     let plan = plan.map_err(|bad| Status::invalid_argument(format!("nothing was declared: {bad}")))?;
     let name = GraphName { tenant: caller.tenant.clone(), program };
     let answer = declare_here(node, &name, message.revision, plan).await?;
+    if answer.outcome == Outcome::Applied {
+        // How far steps are that were declared before went with their former declaration.
+        flush(node).await;
+    }
     let mut reply = v1::DeclareReply {
         outcome: v1::Outcome::from(answer.outcome).into(),
         reason: answer.reason,
@@ -79,7 +84,17 @@ async fn declare_here(node: &Arc<Node>, name: &GraphName, revision: u64, plan: P
         graphs.check(name, &plan, revision, unix_ms())
     });
     if answer.outcome == Outcome::Applied {
-        durable(node, entries(name, answer.revision, &plan), "nothing was declared").await?;
+        match appended(node, entries(name, answer.revision, &plan)).await? {
+            Ok(()) => {}
+            Err(StorageError::Full) => {
+                let reason = "the journal has no room for more declarations: remove some".to_owned();
+                return Ok(Answer { outcome: Outcome::Rejected, reason, ..answer });
+            }
+            Err(error) => {
+                let reason = format!("nothing was declared: the journal cannot be written: {error}");
+                return Err(Status::unavailable(reason));
+            }
+        }
         node.graphs.with(|graphs| graphs.declare(node.now(), name.clone(), (answer.revision, plan)));
     }
     Ok(answer)

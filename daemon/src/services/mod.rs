@@ -52,6 +52,21 @@ fn attachment(node: &Arc<Node>, token: &[u8]) -> Result<AttachmentId, Status> {
     node.attachment(token).ok_or_else(|| core_status(&CoreError::UnknownAttachment))
 }
 
+/// Carries a verb out to its end, though whoever asked may give up waiting: what is changed is made durable, and told.
+async fn to_the_end<T: Send + 'static>(
+    node: &Arc<Node>,
+    of_peer: bool,
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let calls = Arc::clone(&node.verb_calls[usize::from(of_peer)]);
+    let permit = calls.acquire_owned().await.map_err(|_| Status::unavailable("the node stops"))?;
+    let taken = node.tasks.spawn(async move {
+        let _permit = permit;
+        work.await
+    });
+    taken.await.map_err(|_| Status::internal("the verb's task died"))?
+}
+
 /// Verbs about what lies on a tier come too early while its records are still to be read: they would come back, or come in
 /// unmarked.
 fn recovered(node: &Node) -> Result<(), Status> {

@@ -14,7 +14,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
-use super::{recovered, wire_status};
+use super::{recovered, to_the_end, wire_status};
 use crate::claims::unix_ms;
 use crate::cluster::Cluster;
 use crate::node::Node;
@@ -143,13 +143,17 @@ impl v1::peer_server::Peer for PeerService {
     async fn taint(&self, request: Request<v1::TaintRequest>) -> Answer<v1::TaintReply> {
         recovered(&self.node)?;
         let message = v1::TaintRequest { local_only: true, ..request.into_inner() };
-        super::kvcache::taint(&self.node, &Caller::operator(), &message).await.map(Response::new)
+        let node = Arc::clone(&self.node);
+        let work = async move { super::kvcache::taint(&node, &Caller::operator(), &message).await };
+        to_the_end(&self.node, true, work).await.map(Response::new)
     }
 
     async fn untaint(&self, request: Request<v1::TaintRequest>) -> Answer<v1::TaintReply> {
         recovered(&self.node)?;
         let message = v1::TaintRequest { local_only: true, ..request.into_inner() };
-        super::kvcache::untaint(&self.node, &Caller::operator(), &message).await.map(Response::new)
+        let node = Arc::clone(&self.node);
+        let work = async move { super::kvcache::untaint(&node, &Caller::operator(), &message).await };
+        to_the_end(&self.node, true, work).await.map(Response::new)
     }
 
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Answer<BoxStream<v1::DrainEvent>> {
@@ -160,7 +164,9 @@ impl v1::peer_server::Peer for PeerService {
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Answer<v1::EvictReply> {
         recovered(&self.node)?;
         let message = v1::EvictRequest { everywhere: false, ..request.into_inner() };
-        super::kvcache::evict(&self.node, &Caller::operator(), &message).await.map(Response::new)
+        let node = Arc::clone(&self.node);
+        let work = async move { super::kvcache::evict(&node, &Caller::operator(), &message).await };
+        to_the_end(&self.node, true, work).await.map(Response::new)
     }
 
     async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalReply> {
@@ -171,12 +177,16 @@ impl v1::peer_server::Peer for PeerService {
 
     async fn declare(&self, request: Request<v1::DeclareRequest>) -> Answer<v1::DeclareReply> {
         let message = v1::DeclareRequest { local_only: true, ..request.into_inner() };
-        super::graphs::declare(&self.node, &Caller::operator(), message).await.map(Response::new)
+        let node = Arc::clone(&self.node);
+        let work = async move { super::graphs::declare(&node, &Caller::operator(), message).await };
+        to_the_end(&self.node, true, work).await.map(Response::new)
     }
 
     async fn progress(&self, request: Request<v1::ProgressRequest>) -> Answer<v1::ProgressReply> {
         let message = v1::ProgressRequest { local_only: true, ..request.into_inner() };
-        super::graphs::progress(&self.node, &Caller::operator(), message).await.map(Response::new)
+        let node = Arc::clone(&self.node);
+        let work = async move { super::graphs::progress(&node, &Caller::operator(), message).await };
+        to_the_end(&self.node, true, work).await.map(Response::new)
     }
 
     async fn context(&self, request: Request<v1::ContextRequest>) -> Answer<v1::ContextReply> {

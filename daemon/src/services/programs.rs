@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
 use super::kvcache::durable;
-use super::{graphs, placing, recovered, wire_status};
+use super::{graphs, placing, recovered, to_the_end, wire_status};
 use crate::cluster::fanout::{self, Verb};
 use crate::node::Node;
 use crate::programs;
@@ -46,12 +46,16 @@ impl v1::programs_server::Programs for ProgramsService {
 
     async fn declare(&self, request: Request<v1::DeclareRequest>) -> Answer<v1::DeclareReply> {
         let caller = Caller::of(&self.0, &request)?;
-        graphs::declare(&self.0, &caller, request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { graphs::declare(&node, &caller, message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn progress(&self, request: Request<v1::ProgressRequest>) -> Answer<v1::ProgressReply> {
         let caller = Caller::of(&self.0, &request)?;
-        graphs::progress(&self.0, &caller, request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { graphs::progress(&node, &caller, message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn get_graph(&self, request: Request<v1::GetGraphRequest>) -> Answer<v1::GetGraphReply> {

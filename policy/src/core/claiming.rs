@@ -348,7 +348,7 @@ impl Core {
         let ttl = if request.ttl.is_zero() { self.claims.config.max_ttl } else { request.ttl };
         claiming.wanted.expires = now + ttl.min(self.claims.config.max_ttl);
         self.claims.aside = Tier::ALL.map(|t| self.catalog.census().kept(t).bytes);
-        self.claims.making = !*dry_run;
+        self.claims.making |= !*dry_run;
         claiming.step = Step::Fit(self.claims.fitting(&claiming.wanted));
     }
 

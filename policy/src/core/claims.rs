@@ -83,6 +83,7 @@ impl Core {
             let arrived = if self.claims.making { None } else { self.claims.arrived.pop_front() };
             if let Some(key) = arrived {
                 self.charge_arrived(&key);
+                continue;
             }
             let Some(key) = self.claims.unsettled.pop_front() else { break };
             for id in self.catalog.find_all(&key) {

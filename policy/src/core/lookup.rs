@@ -149,6 +149,7 @@ impl Core {
             runs: Vec::new(),
             expires: now + self.config.lease_ttl,
             waits_since: None,
+            of_program: !request.hints.block.program_id.is_empty(),
             corrupt: false,
             tolerations: request.hints.tolerations,
             blocks,
@@ -278,7 +279,8 @@ impl Core {
                 self.want_host(leased.id);
             }
         }
-        lease.waits_since = (lease.waiting > 0).then_some(self.clock);
+        // Of requests without a program nothing else is known that it could be compared with.
+        lease.waits_since = (lease.of_program && lease.waiting > 0).then_some(self.clock);
         self.leases.insert(id, lease);
     }
 

@@ -493,3 +493,35 @@ fn room_for_marks_is_made_of_what_is_not_here_and_was_said_longest_ago() {
     assert_eq!(b.core.marks(), (most - gone) as usize);
     assert!(!b.core.has_mark(&absent(gone)) && b.core.has_mark(&absent(gone + 1)), "the oldest went");
 }
+
+/// A bench with one block, whose only copy is in the object store.
+fn packed(n: u8) -> Bench {
+    let mut b = bench(8, true, 4);
+    b.write(&[n]);
+    let meta = std::iter::from_fn(|| b.core.poll_action())
+        .find_map(|a| if let Action::Offload { meta, .. } = a { Some(meta) } else { None })
+        .expect("it is on its way to disk");
+    let mut later = bench(8, false, 4);
+    later.core.recover(Tier::Object, &meta, Location { segment: 0, offset: 0 });
+    assert!(later.here(n));
+    later
+}
+
+#[test]
+fn a_writer_that_forbids_the_only_copy_is_to_write_it() {
+    let mut b = packed(1);
+    b.write_as(&[1, 2], SemanticType::Unspecified, &["pii:NoReplicate"]);
+    let places = |n| b.core.locate(&key(n)).unwrap().replicas.iter().map(|r| r.tier).collect::<Vec<_>>();
+    assert_eq!((places(1), places(2)), (vec![Tier::Host], vec![Tier::Host]));
+}
+
+#[test]
+fn an_annotation_may_take_the_last_copy() {
+    let mut b = packed(1);
+    let hints = RequestHints {
+        block: BlockHints { taints: vec![taint("pii:NoReplicate")], program_id: "p".into(), ..Default::default() },
+        ..RequestHints::default()
+    };
+    assert_eq!(b.core.annotate(b.who, &[key(1)], &hints).unwrap(), [true]);
+    assert!(!b.here(1));
+}

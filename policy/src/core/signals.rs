@@ -191,7 +191,7 @@ impl Core {
             }
             return Step::Done;
         }
-        let id = known.unwrap_or_else(|| self.catalog.hear(now, &signal.program));
+        let id = self.catalog.hear(now, &signal.program);
         if let Some(parent) = &signal.parent {
             let parent = self.catalog.hear(now, parent);
             // Room for another may have taken it.

@@ -155,13 +155,22 @@ impl Core {
 
     /// All shards or none.
     fn reserve_block(&mut self, batch: &Batch, template: &Entry, parents: &[Option<BlockId>]) -> Reservation {
-        let known: Vec<Option<BlockId>> =
-            (0..batch.shards).map(|s| self.catalog.find(&template.key, batch.layout, s)).collect();
-        if known.iter().all(|id| id.is_some_and(|id| self.catalog.get(id).visible())) {
+        let find = |core: &Self| -> Vec<Option<BlockId>> {
+            (0..batch.shards).map(|s| core.catalog.find(&template.key, batch.layout, s)).collect()
+        };
+        let is_here = |core: &Self, known: &[Option<BlockId>]| {
+            known.iter().all(|id| id.is_some_and(|id| core.catalog.get(id).visible()))
+        };
+        let mut known = find(self);
+        if is_here(self, &known) {
             for id in known.into_iter().flatten() {
                 self.reuse(id, template);
             }
-            return Reservation::Present;
+            // What its writer says now may forbid the only tier that had it: then it is to be written.
+            known = find(self);
+            if is_here(self, &known) {
+                return Reservation::Present;
+            }
         }
         // Part of it is there (a shard was lost, or a copy waits to go): whoever has it may still be using it.
         if known.iter().flatten().any(|id| self.catalog.get(*id).in_use()) {
@@ -415,6 +424,8 @@ impl Core {
                 tips = ids;
             }
         }
+        // What was said of one may have taken its last copy.
+        tips.retain(|id| self.catalog.try_get(*id).is_some());
         if let Some(first) = tips.first() {
             let tenant = self.catalog.scopes.get(self.catalog.get(*first).scope).tenant.clone();
             self.note_context(self.clock, (&tenant, hints), &tips);

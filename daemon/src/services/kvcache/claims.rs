@@ -83,7 +83,8 @@ async fn make(node: &Arc<Node>, caller: &Caller, wanted: Wanted<'_>) -> Result<v
     let most = node.config.claims.max_ttl.0;
     let shortened = request.ttl > most;
     let mut claiming = Claiming::new(request, survey, dry_run);
-    let _turn = if dry_run { None } else { Some(node.claims_turn.lock().await) };
+    // A dry run too: it reckons with claims that are whole.
+    let _turn = node.claims_turn.lock().await;
     node.with_core_in_steps(|core, now| core.claim_some(now, &mut claiming));
     if let Some(claim) = claiming.live(node.now()) {
         settle(node).await;

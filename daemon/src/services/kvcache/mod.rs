@@ -16,12 +16,13 @@ use std::sync::Arc;
 
 use kvtier_policy::{BlockView, ReplicaView};
 use kvtier_proto::v1;
+use kvtier_storage::StorageError;
 use kvtier_storage::journal::{Entry, batches};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
-use super::recovered;
+use super::{recovered, to_the_end};
 use crate::node::Node;
 
 pub(super) use evict::evict;
@@ -65,34 +66,46 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Answer<v1::EvictReply> {
         let caller = Caller::of(&self.0, &request)?;
         recovered(&self.0)?;
-        evict(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { evict(&node, &caller, &message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn pin(&self, request: Request<v1::PinRequest>) -> Answer<v1::ClaimReply> {
         let caller = Caller::of(&self.0, &request)?;
-        claims::pin(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { claims::pin(&node, &caller, &message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn unpin(&self, request: Request<v1::UnpinRequest>) -> Answer<v1::ClaimReply> {
         let caller = Caller::of(&self.0, &request)?;
-        claims::unpin(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { claims::unpin(&node, &caller, &message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn retain(&self, request: Request<v1::RetainRequest>) -> Answer<v1::ClaimReply> {
         let caller = Caller::of(&self.0, &request)?;
-        claims::retain(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { claims::retain(&node, &caller, &message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn taint(&self, request: Request<v1::TaintRequest>) -> Answer<v1::TaintReply> {
         let caller = Caller::of(&self.0, &request)?;
         recovered(&self.0)?;
-        taints::taint(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { taints::taint(&node, &caller, &message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn untaint(&self, request: Request<v1::TaintRequest>) -> Answer<v1::TaintReply> {
         let caller = Caller::of(&self.0, &request)?;
         recovered(&self.0)?;
-        taints::untaint(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { taints::untaint(&node, &caller, &message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn list_claims(&self, request: Request<v1::ListClaimsRequest>) -> Answer<v1::ListClaimsReply> {
@@ -102,7 +115,9 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
 
     async fn release_claims(&self, request: Request<v1::ReleaseClaimsRequest>) -> Answer<v1::ReleaseClaimsReply> {
         let caller = Caller::of(&self.0, &request)?;
-        claims::release(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let work = async move { claims::release(&node, &caller, &message).await };
+        to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn r#move(&self, request: Request<v1::MoveRequest>) -> Answer<v1::OperationReply> {
@@ -148,16 +163,20 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
 
 /// Makes entries durable; `else_what` says what is not when it fails.
 pub(super) async fn durable(node: &Arc<Node>, entries: Vec<Entry>, else_what: &str) -> Result<(), Status> {
+    match appended(node, entries).await? {
+        Ok(()) => Ok(()),
+        Err(error) => Err(Status::unavailable(format!("{else_what}: the journal cannot be written: {error}"))),
+    }
+}
+
+/// What came of writing entries to the journal.
+pub(super) async fn appended(node: &Arc<Node>, entries: Vec<Entry>) -> Result<Result<(), StorageError>, Status> {
     if entries.is_empty() {
-        return Ok(());
+        return Ok(Ok(()));
     }
     let journal = Arc::clone(&node.journal);
     let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));
-    match tokio::task::spawn_blocking(append).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Status::unavailable(format!("{else_what}: the journal cannot be written: {error}"))),
-        Err(_) => Err(Status::internal("the journal's task died")),
-    }
+    tokio::task::spawn_blocking(append).await.map_err(|_| Status::internal("the journal's task died"))
 }
 
 fn replica(view: ReplicaView, node_id: &str) -> v1::Replica {
