@@ -58,6 +58,8 @@ rust() {
   start_s3 || broken s3-server "the S3 server did not start; KVTIER_SKIP=s3 does without"
   # Benchmarks are built by `make bench`.
   local targets=(--workspace --locked --lib --bins --tests --examples)
+  # The later suites open programs and libraries that running tests alone does not make, or leaves as they were.
+  cargo build "${targets[@]}" || { broken rust "it does not build: see above"; return; }
   if cargo nextest --version > /dev/null 2>&1; then
     local report=$TARGET/nextest/default/junit.xml
     rm -f "$report"
