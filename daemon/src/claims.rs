@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kvtier_policy::{ClaimView, Core};
-use kvtier_storage::journal::{ClaimRecord, Entry, batches};
+use kvtier_storage::journal::{ClaimRecord, Entry};
 use kvtier_types::{ClaimName, Instant};
 
+use crate::journaling::append_or_warn;
 use crate::node::Node;
 
 /// Milliseconds of Unix time.
@@ -49,15 +50,9 @@ pub(crate) async fn journal_expired(node: &Arc<Node>) {
         return;
     }
     tracing::info!(count = ended.len(), "claims ended: their time is over");
-    let journal = Arc::clone(&node.journal);
-    let entries: Vec<Entry> = ended.into_iter().map(Entry::ClaimEnded).collect();
-    let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));
+    let entries = ended.into_iter().map(Entry::ClaimEnded).collect();
     // Their deadlines are in the journal as well.
-    match tokio::task::spawn_blocking(append).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the end of claims is not in the journal"),
-        Err(error) => tracing::error!(%error, "the journal's task died"),
-    }
+    append_or_warn(node, entries, "the end of claims").await;
 }
 
 /// Gives the core the claims of a former life. Answers with those whose time ended meanwhile.

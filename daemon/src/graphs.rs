@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use kvtier_policy::programs::graphs::{GraphCounts, GraphName, Graphs, Plan, Step, StepState};
 use kvtier_proto::{convert, v1};
-use kvtier_storage::journal::{Entry, GraphKey, GraphProgress, GraphRecord, Journal, batches};
+use kvtier_storage::journal::{Entry, GraphKey, GraphProgress, GraphRecord};
 use kvtier_types::Instant;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::time::interval;
 
+use crate::journaling::append_or_warn;
 use crate::node::Node;
 
 /// How often it is written how far steps are, and looked which graphs are over.
@@ -154,25 +155,16 @@ pub(crate) async fn flush(node: &Arc<Node>) {
         });
         let ended = gone.iter().map(|name| Entry::GraphEnded(key(name)));
         let entries: Vec<Entry> = ended.chain(progress).collect();
-        let journal: Arc<Journal> = Arc::clone(&node.journal);
-        let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));
-        match tokio::task::spawn_blocking(append).await {
-            Ok(Ok(())) if more => {}
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "how far declared steps are is not in the journal");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the journal's task died");
-                return;
-            }
+        if !append_or_warn(node, entries, "how far declared steps are").await || !more {
+            return;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use kvtier_storage::journal::{Journal, batches};
+
     use super::*;
 
     #[test]

@@ -17,6 +17,7 @@ pub mod directory;
 mod graphs;
 mod guard;
 pub mod hints;
+mod journaling;
 mod marks;
 pub mod metrics;
 pub mod mover;

@@ -9,10 +9,11 @@ use std::time::Instant as StdInstant;
 
 use kvtier_policy::{Core, Mark, MarkSweep};
 use kvtier_storage::StorageError;
-use kvtier_storage::journal::{Entry, Journal, MarkRecord, batches};
+use kvtier_storage::journal::{Entry, Journal, MarkRecord};
 use kvtier_types::{BlockKey, RecordMeta};
 
 use crate::claims::{millis, unix_ms};
+use crate::journaling::append_or_warn;
 use crate::node::Node;
 
 /// A mark as the journal has it.
@@ -75,8 +76,8 @@ pub(crate) async fn journal_changes(node: &Arc<Node>) {
         (over.collect(), core.poll_marks().into_iter().map(entry).collect())
     });
     // Apart from each other: where the journal takes no more of one it still takes the other.
-    append(node, over, "that the time of blocks was over").await;
-    append(node, marks, "what engines said of blocks").await;
+    append_or_warn(node, over, "that the time of blocks was over").await;
+    append_or_warn(node, marks, "what engines said of blocks").await;
 }
 
 /// Makes room for more marks, in the core and in the journal. The caller has its turn with marks.
@@ -94,18 +95,5 @@ pub(crate) async fn make_room(node: &Arc<Node>, more: usize) -> Result<(), Strin
     match tokio::task::spawn_blocking(retain).await {
         Ok(retained) => retained.map_err(|error| error.to_string()),
         Err(error) => Err(format!("its task died: {error}")),
-    }
-}
-
-async fn append(node: &Arc<Node>, entries: Vec<Entry>, what: &'static str) {
-    if entries.is_empty() {
-        return;
-    }
-    let journal = Arc::clone(&node.journal);
-    let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));
-    match tokio::task::spawn_blocking(append).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "{what} is not in the journal"),
-        Err(error) => tracing::error!(%error, "the journal's task died"),
     }
 }

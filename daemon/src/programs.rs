@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_policy::{Core, HolderKind, HolderName, HolderRecord};
-use kvtier_storage::journal::{
-    Entry, Journal, JournalState, MAX_PROGRAM_TIPS, ProgramEnd, ProgramName, ProgramRecord, batches,
-};
+use kvtier_storage::journal::{Entry, Journal, JournalState, MAX_PROGRAM_TIPS, ProgramEnd, ProgramName, ProgramRecord};
 use kvtier_types::{Instant, ShardKey};
 use tokio::time::interval;
 
+use crate::journaling::append_or_warn;
 use crate::node::Node;
 
 /// How often it is written who holds what.
@@ -133,19 +132,8 @@ async fn flush(node: &Arc<Node>) {
             node.with_core(|core, _| (core.take_holder_changes(FLUSH_AT_ONCE), core.has_holder_changes()));
         let entries: Vec<Entry> =
             changed.into_iter().map(entry).chain(gone.iter().map(|name| ended(name, None))).collect();
-        let journal = Arc::clone(&node.journal);
-        let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));
-        match tokio::task::spawn_blocking(append).await {
-            Ok(Ok(())) if more => {}
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "who holds what is not in the journal");
-                return;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the journal's task died");
-                return;
-            }
+        if !append_or_warn(node, entries, "who holds what").await || !more {
+            return;
         }
     }
 }

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvtier_policy::{ClaimRequest, Claiming, Survey};
-use kvtier_storage::journal::batches;
 use kvtier_types::{BlockKey, ClaimKind, ClaimName, FieldHasher, Outcome, RequestHints, TenantId, Tier};
 
 use crate::claims::{entries, settle, unix_ms};
+use crate::journaling;
 use crate::node::Node;
 
 /// Owner of the claims that requests make.
@@ -136,9 +136,7 @@ async fn pin(node: &Arc<Node>, name: ClaimName, (mut keys, ttl): (Vec<BlockKey>,
     }
     let Some(claim) = claim else { return };
     settle(node).await;
-    let (journal, entries) = (Arc::clone(&node.journal), entries(claim));
-    let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(append).await {
+    if let Ok(Err(error)) = journaling::append(node, entries(claim)).await {
         tracing::warn!(%error, "a pin of a request holds now, but a restart may end it: the journal cannot be written");
     }
 }

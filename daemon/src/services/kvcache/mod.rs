@@ -17,12 +17,13 @@ use std::sync::Arc;
 use kvtier_policy::{BlockView, ReplicaView};
 use kvtier_proto::v1;
 use kvtier_storage::StorageError;
-use kvtier_storage::journal::{Entry, batches};
+use kvtier_storage::journal::Entry;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
 use super::{recovered, to_the_end};
+use crate::journaling;
 use crate::node::Node;
 
 pub(super) use evict::evict;
@@ -171,12 +172,7 @@ pub(super) async fn durable(node: &Arc<Node>, entries: Vec<Entry>, else_what: &s
 
 /// What came of writing entries to the journal.
 pub(super) async fn appended(node: &Arc<Node>, entries: Vec<Entry>) -> Result<Result<(), StorageError>, Status> {
-    if entries.is_empty() {
-        return Ok(Ok(()));
-    }
-    let journal = Arc::clone(&node.journal);
-    let append = move || batches(&entries).try_for_each(|batch| journal.append(batch));
-    tokio::task::spawn_blocking(append).await.map_err(|_| Status::internal("the journal's task died"))
+    journaling::append(node, entries).await.map_err(|_| Status::internal("the journal's task died"))
 }
 
 fn replica(view: ReplicaView, node_id: &str) -> v1::Replica {
