@@ -3,6 +3,7 @@
 
 pub mod chain;
 mod claim;
+mod device;
 mod group;
 pub mod hints;
 mod key;
@@ -19,6 +20,7 @@ mod tier;
 mod time;
 
 pub use claim::{ClaimBlock, ClaimKind, ClaimName};
+pub use device::{DeviceId, DeviceNumber, MAX_DEVICE_EXTENTS};
 pub use group::{GroupKind, GroupSpec, prefix_step, usable_prefix};
 pub use key::{
     BadDigest, BadEngineHash, BlockKey, DIGEST_BYTES, EngineHash, FieldHasher, GroupDigest, LayoutId, NamespaceId,
