@@ -66,5 +66,5 @@ fn decide(node: &Arc<Node>, request: &Request) -> Result<Grant, FdStatus> {
     if writable && !node.read_core(|core| core.reserves_in(attachment, request.extent)) {
         return Err(FdStatus::Denied);
     }
-    node.arena.extent(request.extent).map(|extent| Grant { extent }).ok_or(FdStatus::UnknownExtent)
+    node.arena.extent(request.extent).map(Grant::Host).ok_or(FdStatus::UnknownExtent)
 }

@@ -8,25 +8,21 @@
 //! the first frame in it is granted; the table is sealed against new writable mappings once the daemon has its own.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::str::FromStr;
 
-use rustix::fs::{
-    FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate,
-    memfd_create, open,
-};
+use rustix::fs::{FallocateFlags, MemfdFlags, OFlags, SealFlags, fallocate, fcntl_add_seals};
 use rustix::io::Errno;
 
 use self::populated::Populated;
+use crate::generations::{GenerationTable, MappedGenerations, check_descriptor, reopen, sealed_memfd};
 use crate::mapping::Mapping;
-use crate::{MemoryError, NO_GENERATION, PAGE_BYTES, SLOT_SHIFT, size};
+use crate::{MemoryError, PAGE_BYTES, size};
 
 mod populated;
 
 /// Bytes of a huge page that extents ask for.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
-/// What an extent must be sealed against before it is shared or mapped.
-const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 /// Where the kernel says whether a shared mapping can have transparent huge pages.
 const SHMEM_POLICY: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
@@ -73,9 +69,8 @@ impl fmt::Display for PageKind {
 #[derive(Debug)]
 pub struct Extent {
     fd: OwnedFd,
-    table_fd: OwnedFd,
     memory: Mapping,
-    table: Mapping,
+    table: GenerationTable,
     kind: PageKind,
 }
 
@@ -93,8 +88,7 @@ impl Extent {
             Some((fd, memory)) => (fd, memory, PageKind::Huge),
             None => shmem_memory(bytes, best)?,
         };
-        let (table_fd, table) = generation_table(bytes)?;
-        Ok(Self { fd, table_fd, memory, table, kind })
+        Ok(Self { fd, memory, table: GenerationTable::create(bytes)?, kind })
     }
 
     /// Start of the extent in this process.
@@ -127,12 +121,12 @@ impl Extent {
     /// Generation of the frame that starts at `offset`; 0 if none does.
     #[must_use]
     pub fn generation(&self, offset: u64) -> u64 {
-        generation(&self.table, offset)
+        self.table.generation(offset)
     }
 
     /// Publishes (or with 0 revokes) the frame at `offset`.
     pub(crate) fn set_generation(&self, offset: u64, generation: u64) {
-        self.table.set_word(offset >> SLOT_SHIFT, generation);
+        self.table.set(offset, generation);
     }
 
     /// Descriptors for another process: the extent's as `writable` says, the table's always read-only.
@@ -141,7 +135,7 @@ impl Extent {
     /// [`MemoryError::System`] when descriptors ran out or /proc is not mounted.
     pub fn fds(&self, writable: bool) -> Result<ExtentFds, MemoryError> {
         let extent = reopen(&self.fd, if writable { OFlags::RDWR } else { OFlags::RDONLY })?;
-        let generations = reopen(&self.table_fd, OFlags::RDONLY)?;
+        let generations = self.table.descriptor()?;
         Ok(ExtentFds { extent, generations })
     }
 }
@@ -150,11 +144,7 @@ impl Drop for Extent {
     /// Revokes every frame, then gives the pages back even where an engine still maps them. Huge pages stay until the last
     /// mapping goes: an engine that touched a hole in them could be killed.
     fn drop(&mut self) {
-        for slot in 0..self.len() >> SLOT_SHIFT {
-            if self.table.word(slot) != Some(NO_GENERATION) {
-                self.table.set_word(slot, NO_GENERATION);
-            }
-        }
+        self.table.clear();
         if self.kind != PageKind::Huge {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // Best effort: where it fails, the pages go with the last mapping.
@@ -176,7 +166,7 @@ pub struct ExtentFds {
 #[derive(Debug)]
 pub struct MappedExtent {
     memory: Mapping,
-    table: Mapping,
+    table: MappedGenerations,
     populated: Populated,
 }
 
@@ -191,9 +181,8 @@ impl MappedExtent {
             return Err(MemoryError::BadDescriptor { reason: "the extent's length is no positive multiple of 4096" });
         }
         check_descriptor(&fds.extent, bytes)?;
-        check_descriptor(&fds.generations, table_bytes(bytes))?;
         let memory = Mapping::shared(fds.extent.as_fd(), size(bytes), writable)?;
-        let table = Mapping::shared(fds.generations.as_fd(), size(table_bytes(bytes)), false)?;
+        let table = MappedGenerations::new(&fds.generations, bytes)?;
         Ok(Self { memory, table, populated: Populated::none_of(bytes) })
     }
 
@@ -239,7 +228,7 @@ impl MappedExtent {
     /// frame's generation before and after it.
     #[must_use]
     pub fn generation(&self, offset: u64) -> u64 {
-        generation(&self.table, offset)
+        self.table.generation(offset)
     }
 
     /// Maps all pages now, so that the first copies do not fault page by page. A failure only costs those faults.
@@ -265,28 +254,6 @@ impl MappedExtent {
         self.populated.add(offset, bytes);
         Ok(())
     }
-}
-
-/// Bytes of the generation table of an extent, whole pages.
-fn table_bytes(extent_bytes: u64) -> u64 {
-    ((extent_bytes >> SLOT_SHIFT) * 8).next_multiple_of(PAGE_BYTES)
-}
-
-fn generation(table: &Mapping, offset: u64) -> u64 {
-    if offset.is_multiple_of(PAGE_BYTES) {
-        table.word(offset >> SLOT_SHIFT).unwrap_or(NO_GENERATION)
-    } else {
-        NO_GENERATION
-    }
-}
-
-/// A memfd of `bytes` that can never be resized.
-fn sealed_memfd(name: &str, bytes: u64, extra: MemfdFlags) -> Result<OwnedFd, MemoryError> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | extra;
-    let fd = memfd_create(name, flags).map_err(MemoryError::system("memfd_create"))?;
-    ftruncate(&fd, bytes).map_err(MemoryError::system("ftruncate"))?;
-    fcntl_add_seals(&fd, SIZE_SEALS).map_err(MemoryError::system("fcntl(F_ADD_SEALS)"))?;
-    Ok(fd)
 }
 
 /// Memory of reserved huge pages, if `best` asks for them and all can be had. Mapping reserves them and populating takes
@@ -317,41 +284,6 @@ fn shmem_memory(bytes: u64, best: PageKind) -> Result<(OwnedFd, Mapping, PageKin
 /// The kernel's policy for shared memory marks its choice with brackets, as in `always [advise] never`.
 fn shmem_can_be_huge() -> bool {
     std::fs::read_to_string(SHMEM_POLICY).is_ok_and(|policy| !policy.contains("[never]") && !policy.contains("[deny]"))
-}
-
-/// The table of an extent, mapped writable here and nowhere else: `F_SEAL_FUTURE_WRITE` (Linux 5.1) bars later mappings.
-fn generation_table(extent_bytes: u64) -> Result<(OwnedFd, Mapping), MemoryError> {
-    let bytes = table_bytes(extent_bytes);
-    let fd = sealed_memfd("kvtier-generations", bytes, MemfdFlags::empty())?;
-    let table = Mapping::shared(fd.as_fd(), size(bytes), true)?;
-    match table.populate(0, size(bytes)) {
-        Err(Errno::INVAL) => table.touch(0, size(bytes), true),
-        other => other.map_err(MemoryError::system("madvise(MADV_POPULATE_WRITE)"))?,
-    }
-    match fcntl_add_seals(&fd, SealFlags::FUTURE_WRITE | SealFlags::SEAL) {
-        Err(Errno::INVAL) => fcntl_add_seals(&fd, SealFlags::SEAL),
-        other => other,
-    }
-    .map_err(MemoryError::system("fcntl(F_ADD_SEALS)"))?;
-    Ok((fd, table))
-}
-
-/// A second open file of the same memory with rights of its own.
-fn reopen(fd: &OwnedFd, access: OFlags) -> Result<OwnedFd, MemoryError> {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    open(path, access | OFlags::CLOEXEC, Mode::empty()).map_err(MemoryError::system("open(/proc/self/fd)"))
-}
-
-fn check_descriptor(fd: &OwnedFd, bytes: u64) -> Result<(), MemoryError> {
-    let seals = fcntl_get_seals(fd).map_err(|_| MemoryError::BadDescriptor { reason: "cannot be sealed" })?;
-    if !seals.contains(SealFlags::SHRINK) {
-        return Err(MemoryError::BadDescriptor { reason: "not sealed against shrinking" });
-    }
-    let stat = fstat(fd).map_err(MemoryError::system("fstat"))?;
-    if u64::try_from(stat.st_size).map_or(true, |have| have < bytes) {
-        return Err(MemoryError::BadDescriptor { reason: "shorter than the extent" });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

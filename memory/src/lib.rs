@@ -14,6 +14,7 @@ mod error;
 mod extent;
 pub mod fdpass;
 mod frame;
+mod generations;
 mod mapping;
 pub mod plan;
 
@@ -21,6 +22,7 @@ pub use buffer::{AlignedBuf, IoBuf};
 pub use error::MemoryError;
 pub use extent::{Extent, ExtentFds, MappedExtent, PageKind, UnknownPageKind};
 pub use frame::{Alloc, Arena, ArenaConfig, ArenaStats, ClassStats, FrameId, FramePin};
+pub use generations::{GenerationTable, MappedGenerations};
 
 /// Granularity of slots, of the generation table and of direct I/O, in bytes.
 pub const PAGE_BYTES: u64 = 4096;

@@ -27,7 +27,7 @@ fn nothing_is_left_of_dropped_extents() {
         let (client, server) = UnixStream::pair().expect("a socket pair");
         let mapped = std::thread::scope(|scope| {
             let extent = arena.extent(frame.extent).expect("it has a frame");
-            scope.spawn(move || serve_one(&server, |_| Ok(Grant { extent })).expect("a good request"));
+            scope.spawn(move || serve_one(&server, |_| Ok(Grant::Host(extent))).expect("a good request"));
             let request = Request { attachment: [1; 16], extent: frame.extent, access: Access::Writable };
             FdClient::connected(client).map(&request, Duration::from_secs(20)).expect("granted")
         });

@@ -58,7 +58,7 @@ fn rig() -> Rig {
         for stream in listener.incoming().map_while(Result::ok) {
             let decide = |request: &kvtier_memory::fdpass::Request| {
                 assert_eq!(request.attachment, TOKEN);
-                served.extent(request.extent).map(|extent| Grant { extent }).ok_or(FdStatus::UnknownExtent)
+                served.extent(request.extent).map(Grant::Host).ok_or(FdStatus::UnknownExtent)
             };
             while matches!(serve_one(&stream, decide), Ok(kvtier_memory::fdpass::Served::Granted(_))) {}
         }

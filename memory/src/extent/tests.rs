@@ -1,5 +1,6 @@
-use super::{Extent, ExtentFds, MappedExtent, PageKind, sealed_memfd, table_bytes};
+use super::{Extent, ExtentFds, MappedExtent, PageKind, sealed_memfd};
 use crate::MemoryError;
+use crate::generations::table_bytes;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, ftruncate, memfd_create};
 use std::os::fd::AsFd;
 
@@ -9,7 +10,7 @@ fn an_extent_is_sealed_and_says_what_pages_it_got() {
         let extent = Extent::create(4 << 20, best).unwrap();
         assert!(extent.page_kind() >= best, "{best} asked, {} given", extent.page_kind());
         assert_eq!(extent.len(), 4 << 20);
-        for fd in [&extent.fd, &extent.table_fd] {
+        for fd in [&extent.fd, extent.table.fd()] {
             let seals = fcntl_get_seals(fd).unwrap();
             assert!(seals.contains(SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL), "{seals:?}");
             assert!(ftruncate(fd, 4096).is_err());
@@ -49,7 +50,7 @@ fn a_read_only_descriptor_cannot_be_mapped_writable() {
     let refused = MappedExtent::new(extent.fds(false).unwrap(), extent.len(), true);
     assert!(matches!(refused, Err(MemoryError::System { call: "mmap", .. })), "{refused:?}");
     // The table cannot be, even through the owner's own descriptor.
-    let table = crate::mapping::Mapping::shared(extent.table_fd.as_fd(), 4096, true);
+    let table = crate::mapping::Mapping::shared(extent.table.fd().as_fd(), 4096, true);
     assert!(matches!(table, Err(MemoryError::System { call: "mmap", .. })), "{table:?}");
 }
 

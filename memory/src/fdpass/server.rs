@@ -13,10 +13,26 @@ use super::{Access, Answer, FDS, FdStatus, REQUEST_BYTES, Request};
 use crate::{Extent, ExtentFds, MemoryError};
 
 /// Leave to have an extent as requested.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    /// The extent.
-    pub extent: Arc<Extent>,
+#[derive(Debug)]
+pub enum Grant {
+    /// Of host memory.
+    Host(Arc<Extent>),
+    /// Of a device's memory.
+    Device {
+        /// The memory, as its device exports it, and its generation table.
+        fds: ExtentFds,
+        /// Bytes of the extent.
+        bytes: u64,
+    },
+}
+
+impl Grant {
+    fn descriptors(self, access: Access) -> Result<(ExtentFds, u64), MemoryError> {
+        match self {
+            Self::Host(extent) => Ok((extent.fds(access == Access::Writable)?, extent.len())),
+            Self::Device { fds, bytes } => Ok((fds, bytes)),
+        }
+    }
 }
 
 /// How a call of [`serve_one`] ended.
@@ -53,9 +69,9 @@ pub fn serve_one(
     };
     match decide(&request) {
         Err(status) => refuse(stream, status, Served::Refused(request, status)),
-        Ok(Grant { extent }) => {
-            let fds = extent.fds(request.access == Access::Writable)?;
-            let answer = Answer { status: Ok(()), bytes: extent.len() };
+        Ok(grant) => {
+            let (fds, bytes) = grant.descriptors(request.access)?;
+            let answer = Answer { status: Ok(()), bytes };
             send(stream, answer, Some(&fds), Served::Granted(request))
         }
     }

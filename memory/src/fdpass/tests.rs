@@ -18,7 +18,7 @@ fn serve(stream: &UnixStream, extent: &Arc<Extent>) -> Vec<Served> {
     loop {
         let served = serve_one(stream, |request| match request {
             Request { attachment, .. } if *attachment != [7; 16] => Err(FdStatus::UnknownAttachment),
-            Request { extent: 1, .. } => Ok(Grant { extent: Arc::clone(extent) }),
+            Request { extent: 1, .. } => Ok(Grant::Host(Arc::clone(extent))),
             Request { extent: 2, .. } => Err(FdStatus::Denied),
             _ => Err(FdStatus::UnknownExtent),
         });
