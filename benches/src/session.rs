@@ -111,7 +111,7 @@ impl Session {
     pub(crate) fn save(&self, transfers: &[TransferInfo]) -> anyhow::Result<()> {
         let mut job = 0;
         let (at, n) = (transfers.as_ptr(), count(transfers));
-        check(c!(kvtier_save_submit(self.0, at, n, PATIENCE_MS, &raw mut job)), "save_submit")?;
+        check(c!(kvtier_save_submit(self.0, at, n, PATIENCE_MS, 0, &raw mut job)), "save_submit")?;
         self.wait(job, transfers.len())
     }
 
@@ -122,7 +122,7 @@ impl Session {
     pub(crate) fn load(&self, request: &CStr, transfers: &[TransferInfo]) -> anyhow::Result<()> {
         let mut job = 0;
         let (at, n) = (transfers.as_ptr(), count(transfers));
-        let submitted = c!(kvtier_load_submit(self.0, request.as_ptr(), at, n, PATIENCE_MS, &raw mut job));
+        let submitted = c!(kvtier_load_submit(self.0, request.as_ptr(), at, n, PATIENCE_MS, 0, &raw mut job));
         check(submitted, "load_submit")?;
         self.wait(job, transfers.len())
     }

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 // Version of this interface: a caller refuses a library that answers another one.
-#define KVTIER_ABI_VERSION 2
+#define KVTIER_ABI_VERSION 3
 
 // Done, or the answer is there.
 #define KVTIER_OK 0
@@ -125,8 +125,10 @@ typedef struct kvtier_hit {
   uint32_t disk_tokens;
   // from the object store,
   uint32_t object_tokens;
-  // and from another node.
+  // from another node,
   uint32_t peer_tokens;
+  // and what lies in a device's memory.
+  uint32_t device_tokens;
 } kvtier_hit;
 
 // One shard of one block in the daemon's memory. An all-zero key means: no frame.
@@ -375,7 +377,9 @@ kvtier_status kvtier_register_regions(struct kvtier_session *session,
                                       uint32_t count);
 
 // Submits a job that copies frames into the engine's blocks for a request, and returns its number. Transfers that have not
-// begun within `deadline_ms` are lost.
+// begun within `deadline_ms` are lost. `stream` is the engine's stream on its device: the copies come after what it was
+// given before this call, and the caller gives it nothing that uses the blocks before the job is over. Zero is the default
+// stream; without a device it means nothing.
 //
 // # Safety
 // `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string; `transfers` points to `count`
@@ -385,10 +389,11 @@ kvtier_status kvtier_load_submit(struct kvtier_session *session,
                                  const struct kvtier_transfer *transfers,
                                  uint32_t count,
                                  uint32_t deadline_ms,
+                                 uint64_t stream,
                                  uint64_t *job);
 
 // Submits a job that copies the engine's blocks into granted frames, and returns its number. What was copied is sealed in
-// the background; what was not is given up.
+// the background; what was not is given up. `stream` as for `kvtier_load_submit`.
 //
 // # Safety
 // As for `kvtier_load_submit`; nobody writes the blocks until the job is over.
@@ -396,6 +401,7 @@ kvtier_status kvtier_save_submit(struct kvtier_session *session,
                                  const struct kvtier_transfer *transfers,
                                  uint32_t count,
                                  uint32_t deadline_ms,
+                                 uint64_t stream,
                                  uint64_t *job);
 
 // Waits until a job's last copy has ended or was never begun, at most `timeout_ms`; 0 only looks. `KVTIER_OK` writes one

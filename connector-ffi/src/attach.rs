@@ -9,7 +9,7 @@ use std::time::Duration;
 use kvtier_proto::v1::attach_event::Event;
 use kvtier_proto::v1::engine_client::EngineClient;
 use kvtier_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION, v1};
-use kvtier_types::NamespaceId;
+use kvtier_types::{DeviceId, NamespaceId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -153,7 +153,12 @@ fn request(shared: &Shared, keys: &KeySpace) -> v1::AttachRequest {
         namespace: Some(v1::Namespace::from(keys.namespace())),
         layout: Some(v1::Layout::from(&spec.layout)),
         pid: i32::try_from(std::process::id()).unwrap_or(0),
+        devices: shared.device.iter().flat_map(|side| side.readable()).map(device_bytes).collect(),
     }
+}
+
+fn device_bytes(id: DeviceId) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(id.as_bytes())
 }
 
 async fn first_event(events: &mut Streaming<v1::AttachEvent>) -> Result<v1::Attached, Ended> {

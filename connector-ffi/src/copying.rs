@@ -5,6 +5,8 @@
 //! after. A copy into a frame counts only if the generation still was the granted one after it.
 #![expect(unsafe_code, reason = "engine memory is reachable only by the addresses the engine registered")]
 
+pub(crate) mod device;
+
 use kvtier_memory::MappedExtent;
 use kvtier_memory::copy::{Direction, copy_checksummed};
 use kvtier_memory::plan::{FrameSpan, Region, plan};

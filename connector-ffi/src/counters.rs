@@ -75,6 +75,12 @@ counters! {
     extents_mapped,
     /// Extents that could not be mapped.
     extents_failed,
+    /// Mapped extents that the engine's device reaches directly.
+    extents_pinned,
+    /// Mapped extents that could not be registered with the device: their copies are slower.
+    pins_failed,
+    /// Bytes loaded from a device's pool, within devices.
+    device_load_bytes,
     /// Frames sealed, as the daemon confirmed.
     seals_applied,
     /// Seals that the daemon did not want: reaped, duplicate or rejected.

@@ -3,17 +3,20 @@
 //! # Bounds
 //! [`MAX_MAPPED`] mappings; one request to the daemon at a time, each within its job's deadline. After a request that got no
 //! answer, others fail at once for [`PAUSE_AFTER_SILENCE`], so that a stalled daemon does not hold every copy thread.
+#![expect(unsafe_code, reason = "registers mapped memory with the engine's device")]
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use kvtier_device::{Device, DeviceError, PoolMemory, Registered, Span};
 use kvtier_memory::fdpass::{Access, FdClient, Request};
-use kvtier_memory::{MappedExtent, MemoryError};
+use kvtier_memory::{ExtentFds, MappedExtent, MappedGenerations, MemoryError};
+use kvtier_types::DeviceNumber;
 use parking_lot::Mutex;
 
-use crate::counters::Counters;
 use crate::link::Attachment;
+use crate::shared::Shared;
 
 /// Most mappings kept; at 1 GiB an extent that is more than a node's memory.
 const MAX_MAPPED: usize = 4096;
@@ -21,6 +24,63 @@ const MAX_MAPPED: usize = 4096;
 const MAX_WAIT: Duration = Duration::from_secs(1);
 /// How long the daemon is left alone after it did not answer.
 const PAUSE_AFTER_SILENCE: Duration = Duration::from_millis(250);
+
+/// An extent of host memory.
+#[derive(Debug)]
+pub(crate) struct HostExtent {
+    // Let go before the mapping.
+    pin: OnceLock<Box<dyn Registered>>,
+    pub(crate) memory: MappedExtent,
+}
+
+impl HostExtent {
+    pub(crate) const fn new(memory: MappedExtent) -> Self {
+        Self { pin: OnceLock::new(), memory }
+    }
+
+    /// Lets the device reach it directly. Answers whether it does now.
+    pub(crate) fn register(&self, device: &dyn Device) -> bool {
+        if self.pin.get().is_none() {
+            // Faults one by one would be slower; what is not there yet is made ready by the driver.
+            drop(self.memory.populate());
+            let span = Span { base: self.memory.base().expose_provenance() as u64, bytes: self.memory.len() };
+            // SAFETY: the mapping lives as long as this value, which drops the registration first.
+            if let Ok(pin) = unsafe { device.register(span, self.memory.writable()) } {
+                drop(self.pin.set(pin));
+            }
+        }
+        self.pin.get().is_some()
+    }
+
+    /// Whether the device reaches it directly.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pin.get().is_some()
+    }
+}
+
+/// An extent of a device's memory.
+#[derive(Debug)]
+pub(crate) struct DeviceExtent {
+    pub(crate) memory: Arc<dyn PoolMemory>,
+    pub(crate) generations: MappedGenerations,
+}
+
+/// A mapped extent.
+#[derive(Debug, Clone)]
+pub(crate) enum Mapped {
+    Host(Arc<HostExtent>),
+    Device(Arc<DeviceExtent>),
+}
+
+impl Mapped {
+    /// Generation of the frame that starts at `offset`; 0 if none does.
+    pub(crate) fn generation(&self, offset: u64) -> u64 {
+        match self {
+            Self::Host(extent) => extent.memory.generation(offset),
+            Self::Device(extent) => extent.generations.generation(offset),
+        }
+    }
+}
 
 /// The mappings of one session.
 #[derive(Debug, Default)]
@@ -32,7 +92,7 @@ pub(crate) struct Extents {
 struct Cache {
     /// Epoch of everything here.
     epoch: u64,
-    mapped: HashMap<(u32, bool), Arc<MappedExtent>>,
+    mapped: HashMap<(u32, bool), Mapped>,
     client: Option<Arc<Mutex<FdClient>>>,
     silent_until: Option<Instant>,
 }
@@ -48,6 +108,15 @@ impl Cache {
     }
 }
 
+/// Why an extent cannot be had.
+#[derive(Debug, thiserror::Error)]
+enum NoExtent {
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
 impl Extents {
     /// The extent mapped as asked, from the cache or from the daemon until `deadline`; `None` when it cannot be had.
     pub(crate) fn get(
@@ -55,14 +124,14 @@ impl Extents {
         attachment: &Attachment,
         (extent, access): (u32, Access),
         deadline: Instant,
-        counters: &Counters,
-    ) -> Option<Arc<MappedExtent>> {
+        shared: &Shared,
+    ) -> Option<Mapped> {
         let slot = (extent, access == Access::Writable);
         let client = {
             let mut cache = self.cache.lock();
             let client = cache.enter(attachment);
             if let Some(mapped) = cache.mapped.get(&slot) {
-                return Some(Arc::clone(mapped));
+                return Some(mapped.clone());
             }
             if cache.silent_until.is_some_and(|until| Instant::now() < until) {
                 return None;
@@ -70,23 +139,24 @@ impl Extents {
             client
         };
         let request = Request { attachment: attachment.token, extent, access };
-        let result = ask(&mut client.lock(), &request, deadline);
+        let result = ask(&mut client.lock(), &request, deadline).map_err(NoExtent::from);
+        let result = result.and_then(|(fds, bytes)| map(shared, &request, fds, bytes));
         let mut cache = self.cache.lock();
         match result {
             Ok(mapped) => {
-                counters.extents_mapped.one();
-                let mapped = Arc::new(mapped);
+                shared.counters.extents_mapped.one();
                 if cache.epoch == attachment.epoch {
                     if cache.mapped.len() >= MAX_MAPPED {
                         cache.mapped.clear();
                     }
-                    cache.mapped.insert(slot, Arc::clone(&mapped));
+                    cache.mapped.insert(slot, mapped.clone());
                 }
                 Some(mapped)
             }
             Err(error) => {
-                counters.extents_failed.one();
-                if !matches!(error, MemoryError::Refused { .. }) && cache.epoch == attachment.epoch {
+                shared.counters.extents_failed.one();
+                let answered = matches!(error, NoExtent::Memory(MemoryError::Refused { .. }) | NoExtent::Device(_));
+                if !answered && cache.epoch == attachment.epoch {
                     cache.silent_until = Some(Instant::now() + PAUSE_AFTER_SILENCE);
                 }
                 None
@@ -95,12 +165,29 @@ impl Extents {
     }
 }
 
+/// Maps what came for a request, and begins to register it with the engine's device.
+fn map(shared: &Shared, request: &Request, fds: ExtentFds, bytes: u64) -> Result<Mapped, NoExtent> {
+    if DeviceNumber::of_extent(request.extent).is_none() {
+        let memory = MappedExtent::new(fds, bytes, request.access == Access::Writable)?;
+        let extent = Arc::new(HostExtent::new(memory));
+        if let Some(side) = &shared.device {
+            side.pin(&extent, &shared.counters);
+        }
+        return Ok(Mapped::Host(extent));
+    }
+    let absent = || DeviceError::Absent { why: "the engine's memory is not on a device".to_owned() };
+    let side = shared.device.as_ref().ok_or_else(absent)?;
+    let generations = MappedGenerations::new(&fds.generations, bytes)?;
+    let memory = side.device.import(fds.extent, bytes)?;
+    Ok(Mapped::Device(Arc::new(DeviceExtent { memory, generations })))
+}
+
 /// Asks, and once more over a new connection: the daemon hangs up idle ones.
-fn ask(client: &mut FdClient, request: &Request, deadline: Instant) -> Result<MappedExtent, MemoryError> {
+fn ask(client: &mut FdClient, request: &Request, deadline: Instant) -> Result<(ExtentFds, u64), MemoryError> {
     let left = || deadline.saturating_duration_since(Instant::now()).min(MAX_WAIT);
-    match client.map(request, left()) {
+    match client.request(request, left()) {
         Err(MemoryError::System { .. } | MemoryError::Protocol { .. }) if !left().is_zero() => {
-            client.map(request, left())
+            client.request(request, left())
         }
         result => result,
     }

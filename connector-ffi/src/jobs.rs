@@ -17,13 +17,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvtier_memory::copy::Direction;
 use kvtier_memory::fdpass::Access;
 use kvtier_proto::v1;
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::copying::device::{Item, Terms};
 use crate::copying::{self, Copied};
+use crate::device::DeviceSide;
 use crate::error::Error;
-use crate::extents::Extents;
+use crate::extents::{Extents, Mapped};
 use crate::regions::Regions;
 use crate::report::Report;
 use crate::shared::Shared;
@@ -33,6 +36,16 @@ use job::{Fate, Job, Kind, Transfer};
 pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
 /// Most transfers of a job.
 pub const MAX_TRANSFERS: usize = 65_536;
+
+/// Copy threads where engine memory is a device's: they wait for it, and while one waits the next batch is made ready, in
+/// both directions.
+const DEVICE_THREADS: usize = 4;
+/// Bytes that a thread gives the device at once: large enough that its bus does not idle, small enough to share.
+const BATCH_BYTES: u64 = 16 << 20;
+/// Transfers that a thread gives the device at once.
+const BATCH_TRANSFERS: usize = 1024;
+/// How long closing waits for copies that a device has: it has ended them, or will end nothing any more.
+const DEVICE_CLOSE: Duration = Duration::from_secs(30);
 
 /// What a wait answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +105,8 @@ impl Jobs {
             gate: RwLock::new(true),
         });
         let jobs = Self { inner };
-        for index in 0..shared.spec.copy_threads {
+        let threads = shared.spec.copy_threads;
+        for index in 0..if shared.device.is_some() { threads.max(DEVICE_THREADS) } else { threads } {
             let inner = Arc::clone(&jobs.inner);
             let thread = std::thread::Builder::new().name(format!("kvtier-copy-{index}"));
             // Not joined: a thread ends by itself soon after `close`, which waits for copies by the gate.
@@ -106,21 +120,34 @@ impl Jobs {
 
     /// Registers the engine's memory, in place of what was registered before.
     pub fn register(&self, regions: Regions) {
+        if let (Some(side), Some(run_bytes)) = (&self.inner.shared.device, regions.shortest_run()) {
+            side.measure(run_bytes);
+        }
         *self.inner.regions.write() = Arc::new(regions);
     }
 
-    /// Submits a job.
+    /// Submits a job. Where engine memory is a device's, its copies come after what `stream` has been given so far.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when a transfer does not fit the layout or the registered memory, [`Error::Limit`] when
     /// too many jobs are not collected.
-    pub fn submit(&self, kind: Kind, transfers: Vec<Transfer>, deadline: Duration) -> Result<u64, Error> {
+    pub fn submit(
+        &self,
+        kind: Kind,
+        transfers: Vec<Transfer>,
+        (deadline, stream): (Duration, u64),
+    ) -> Result<u64, Error> {
         let inner = &self.inner;
         let regions = Arc::clone(&inner.regions.read());
         transfers.iter().try_for_each(|transfer| inner.check(transfer, &regions))?;
         let deadline = Instant::now() + deadline.min(MAX_DEADLINE);
         let epoch = inner.shared.link.epoch();
-        let job = Arc::new(Job::new(kind, transfers, regions, epoch.unwrap_or(0), deadline));
+        let mut job = Job::new(kind, transfers, regions, epoch.unwrap_or(0), deadline);
+        // Made here, on the thread that gives the stream its work.
+        let marked = inner.shared.device.as_ref().map(|side| copying::device::mark(side, stream));
+        let unmarked = matches!(marked, Some(None));
+        job.after = marked.flatten();
+        let job = Arc::new(job);
         let number = {
             let mut table = inner.table.lock();
             if table.jobs.len() >= inner.shared.spec.max_inflight {
@@ -132,7 +159,7 @@ impl Jobs {
             number
         };
         let mut queue = inner.queue.lock();
-        if epoch.is_none() || queue.closed {
+        if epoch.is_none() || queue.closed || unmarked {
             drop(queue);
             job.end_unclaimed(Fate::Lost);
             inner.settle(&job);
@@ -181,12 +208,16 @@ impl Jobs {
     }
 
     /// Ends all jobs. When this returns, no thread touches engine memory, now or later: it waits for the copies that have
-    /// begun, which wait for nothing but memory.
+    /// begun, which wait for nothing but memory. A device that ends nothing any more is waited for [`DEVICE_CLOSE`] long.
     pub fn close(&self) {
         self.inner.queue.lock().closed = true;
         self.inner.work.notify_all();
         self.cancel_all();
-        *self.inner.gate.write() = false;
+        if self.inner.shared.device.is_none() {
+            *self.inner.gate.write() = false;
+        } else if let Some(mut gate) = self.inner.gate.try_write_for(DEVICE_CLOSE) {
+            *gate = false;
+        }
     }
 }
 
@@ -211,9 +242,20 @@ impl Inner {
 
     /// A copy thread's life.
     fn work(&self) {
-        while let Some((job, index)) = self.next() {
-            let copied = catch_unwind(AssertUnwindSafe(|| self.transfer(&job, index)));
-            job.finish(index, copied.unwrap_or(Fate::Lost));
+        while let Some((job, first)) = self.next() {
+            match &self.shared.device {
+                None => {
+                    let copied = catch_unwind(AssertUnwindSafe(|| self.transfer(&job, first)));
+                    job.finish(first, copied.unwrap_or(Fate::Lost));
+                }
+                Some(side) => {
+                    let batch = batch_from(&job, first);
+                    let copied = catch_unwind(AssertUnwindSafe(|| self.transfer_batch(side, &job, &batch)));
+                    let lost = || vec![Fate::Lost; batch.len()];
+                    let fates = copied.unwrap_or_else(|_| lost());
+                    batch.into_iter().zip(fates).for_each(|(index, fate)| job.finish(index, fate));
+                }
+            }
             self.settle(&job);
         }
     }
@@ -241,30 +283,68 @@ impl Inner {
         }
     }
 
-    fn transfer(&self, job: &Job, index: usize) -> Fate {
+    /// The extent of a transfer, as its job needs it.
+    fn extent(&self, job: &Job, transfer: &Transfer) -> Option<Mapped> {
         let shared = &self.shared;
-        let transfer = &job.transfers[index];
-        let Some(attachment) = shared.link.current().filter(|a| a.epoch == job.epoch) else { return Fate::Lost };
+        let attachment = shared.link.current().filter(|a| a.epoch == job.epoch)?;
         let access = if job.kind == Kind::Save { Access::Writable } else { Access::ReadOnly };
-        let wanted = (transfer.frame.extent, access);
-        let Some(extent) = self.extents.get(&attachment, wanted, job.deadline, &shared.counters) else {
-            return Fate::Lost;
-        };
+        self.extents.get(&attachment, (transfer.frame.extent, access), job.deadline, shared)
+    }
+
+    /// Whether copies of a job may still begin; to be asked inside the gate.
+    fn may_begin(&self, job: &Job, is_open: bool) -> bool {
+        is_open && Instant::now() < job.deadline && self.shared.link.is_current(job.epoch)
+    }
+
+    fn transfer(&self, job: &Job, index: usize) -> Fate {
+        let transfer = &job.transfers[index];
+        let Some(Mapped::Host(extent)) = self.extent(job, transfer) else { return Fate::Lost };
         let regions = job.regions.of(transfer.frame.group);
         let gate = self.gate.read();
-        if !*gate || Instant::now() >= job.deadline || !shared.link.is_current(job.epoch) {
+        if !self.may_begin(job, *gate) {
             return Fate::Lost;
         }
         let copied = match job.kind {
-            Kind::Load { .. } => copying::load(&extent, &transfer.frame, regions, transfer.block_id),
-            Kind::Save => copying::save(&extent, &transfer.frame, regions, transfer.block_id),
+            Kind::Load { .. } => copying::load(&extent.memory, &transfer.frame, regions, transfer.block_id),
+            Kind::Save => copying::save(&extent.memory, &transfer.frame, regions, transfer.block_id),
         };
         drop(gate);
+        self.ended(job, transfer, copied)
+    }
+
+    fn transfer_batch(&self, side: &DeviceSide, job: &Job, batch: &[usize]) -> Vec<Fate> {
+        let mut fates = vec![Fate::Lost; batch.len()];
+        let item = |(at, index): (usize, &usize)| {
+            let transfer = &job.transfers[*index];
+            let extent = self.extent(job, transfer)?;
+            let regions = job.regions.of(transfer.frame.group);
+            Some((at, Item { extent, frame: transfer.frame, regions, block: transfer.block_id }))
+        };
+        let (places, items): (Vec<usize>, Vec<Item<'_>>) = batch.iter().enumerate().filter_map(item).unzip();
+        let direction = if job.kind == Kind::Save { Direction::IntoFrame } else { Direction::FromFrame };
+        let terms = Terms { direction, after: job.after.as_ref(), deadline: job.deadline };
+        let gate = self.gate.read();
+        if !self.may_begin(job, *gate) {
+            return fates;
+        }
+        let copied = copying::device::copy(side, terms, &items);
+        drop(gate);
+        for ((at, item), copied) in places.into_iter().zip(&items).zip(copied) {
+            if matches!((&item.extent, copied), (Mapped::Device(_), Copied::Whole(_))) {
+                self.shared.counters.device_load_bytes.add(item.frame.bytes);
+            }
+            fates[at] = self.ended(job, &job.transfers[batch[at]], copied);
+        }
+        fates
+    }
+
+    /// A copy ended: a save is sealed.
+    fn ended(&self, job: &Job, transfer: &Transfer, copied: Copied) -> Fate {
         match copied {
             Copied::Whole(checksum) => {
                 if job.kind == Kind::Save {
                     let frame = transfer.frame.sealed(checksum);
-                    shared.reports.push(Report::Seal { epoch: job.epoch, frame });
+                    self.shared.reports.push(Report::Seal { epoch: job.epoch, frame });
                 }
                 Fate::Done
             }
@@ -321,6 +401,18 @@ impl Inner {
     }
 }
 
+/// Transfers of a job to do at once, from one that was claimed.
+fn batch_from(job: &Job, first: usize) -> Vec<usize> {
+    let mut batch = vec![first];
+    let mut bytes = job.transfers[first].frame.bytes;
+    while bytes < BATCH_BYTES && batch.len() < BATCH_TRANSFERS {
+        let Some(next) = job.claim(Instant::now()) else { break };
+        bytes += job.transfers[next].frame.bytes;
+        batch.push(next);
+    }
+    batch
+}
+
 /// What to tell of a load: nothing of one that was cancelled, since the frame had no part in it.
 fn loaded(transfer: &Transfer, fate: Fate) -> Option<v1::LoadedFrame> {
     let result = match fate {
@@ -332,5 +424,7 @@ fn loaded(transfer: &Transfer, fate: Fate) -> Option<v1::LoadedFrame> {
     Some(transfer.frame.loaded(result))
 }
 
+#[cfg(test)]
+mod device_tests;
 #[cfg(test)]
 mod tests;

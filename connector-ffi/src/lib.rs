@@ -11,6 +11,7 @@
 pub mod attach;
 mod copying;
 pub mod counters;
+pub mod device;
 pub mod error;
 mod extents;
 pub mod ffi;

@@ -46,6 +46,12 @@ impl Regions {
         self.groups.get(group as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// Bytes of the shortest run; `None` when none was registered.
+    #[must_use]
+    pub fn shortest_run(&self) -> Option<u64> {
+        self.groups.iter().flatten().map(|region| region.run_bytes).min()
+    }
+
     /// Whether every region of the group has this block.
     #[must_use]
     pub fn has_block(&self, group: u32, block: u32) -> bool {

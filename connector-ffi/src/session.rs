@@ -13,6 +13,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 
 use crate::counters::Counters;
+use crate::device::DeviceSide;
 use crate::error::Error;
 use crate::frame::FrameRef;
 use crate::hints::{HintTable, Hints, OutcomesPoll};
@@ -53,12 +54,13 @@ impl Session {
     /// Opens a session at once; attaching goes on in the background.
     ///
     /// # Errors
-    /// [`Error::Io`] when threads cannot be had.
+    /// [`Error::Io`] when threads, or the engine's device, cannot be had.
     pub fn open(spec: Spec) -> Result<Self, Error> {
         let counters = Arc::new(Counters::default());
         let (reports, queue) = Reports::new(Arc::clone(&counters));
         let (max_inflight, patience) = (spec.max_inflight, spec.call_timeout);
-        let shared = Arc::new(Shared::new(spec, counters, reports));
+        let device = spec.device.map(DeviceSide::open).transpose()?.map(Arc::new);
+        let shared = Arc::new(Shared::new(spec, device, (counters, reports)));
         let runtime = Builder::new_multi_thread()
             .worker_threads(RUNTIME_THREADS)
             .thread_name("kvtier-runtime")
@@ -177,12 +179,12 @@ impl Session {
         Ok(())
     }
 
-    /// Submits a job; answers its number.
+    /// Submits a job with a deadline, after what a stream of the engine's was given so far; answers its number.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`], [`Error::Limit`].
-    pub fn submit_job(&self, kind: Kind, transfers: Vec<Transfer>, deadline: Duration) -> Result<u64, Error> {
-        self.jobs.submit(kind, transfers, deadline)
+    pub fn submit_job(&self, kind: Kind, transfers: Vec<Transfer>, terms: (Duration, u64)) -> Result<u64, Error> {
+        self.jobs.submit(kind, transfers, terms)
     }
 
     /// Waits for a job, at most `timeout`.

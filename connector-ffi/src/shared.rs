@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 use tokio::sync::Notify;
 
 use crate::counters::Counters;
+use crate::device::DeviceSide;
 use crate::keys::KeySpace;
 use crate::link::Link;
 use crate::report::Reports;
@@ -23,6 +24,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// Way to the daemon for everything nobody waits for.
     pub reports: Reports,
+    /// The device that the engine's memory lies in; none for host memory.
+    pub(crate) device: Option<Arc<DeviceSide>>,
     /// Rung when the namespace changes.
     pub namespace_changed: Notify,
     keys: RwLock<Arc<KeySpace>>,
@@ -31,13 +34,18 @@ pub struct Shared {
 impl Shared {
     /// The shared state of a session that is not attached yet.
     #[must_use]
-    pub fn new(spec: Spec, counters: Arc<Counters>, reports: Reports) -> Self {
+    pub(crate) fn new(
+        spec: Spec,
+        device: Option<Arc<DeviceSide>>,
+        (counters, reports): (Arc<Counters>, Reports),
+    ) -> Self {
         let keys = KeySpace::new(spec.namespace.clone(), &spec.layout.groups);
         Self {
             spec,
             link: Link::default(),
             counters,
             reports,
+            device,
             namespace_changed: Notify::new(),
             keys: RwLock::new(Arc::new(keys)),
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvtier_types::{GroupKind, GroupSpec, Layout, Namespace};
 use serde::Deserialize;
 
+use crate::device::DeviceSpec;
 use crate::error::Error;
 
 /// Longest spec accepted: a layout of 64 groups with thousands of layer names fits.
@@ -54,6 +55,8 @@ pub struct Spec {
     pub copy_threads: usize,
     /// Most lookups, tickets and jobs, each, at one time.
     pub max_inflight: usize,
+    /// The device that the engine's memory lies in; none for host memory.
+    pub device: Option<DeviceSpec>,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +77,19 @@ struct Json {
     copy_threads: u32,
     #[serde(default = "default_max_inflight")]
     max_inflight: u32,
+    #[serde(default)]
+    device: Option<JsonDevice>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JsonDevice {
+    backend: String,
+    #[serde(default)]
+    ordinal: u32,
+    /// Zero for no cap.
+    #[serde(default)]
+    bandwidth_bytes_per_second: u64,
 }
 
 const fn default_call_timeout_ms() -> u32 {
@@ -163,8 +179,15 @@ impl Spec {
             call_timeout: Duration::from_millis(json.call_timeout_ms.into()),
             copy_threads: json.copy_threads as usize,
             max_inflight: json.max_inflight as usize,
+            device: json.device.map(device).transpose()?,
         })
     }
+}
+
+fn device(json: JsonDevice) -> Result<DeviceSpec, Error> {
+    let backend = json.backend.parse().map_err(|e| Error::invalid(format!("device.backend: {e}")))?;
+    let bandwidth = Some(json.bandwidth_bytes_per_second).filter(|rate| *rate > 0);
+    Ok(DeviceSpec { backend, ordinal: json.ordinal, bandwidth })
 }
 
 /// Checks the length of an identity text.

@@ -50,6 +50,8 @@ pub struct DeviceFacts {
     pub id: DeviceId,
     /// Its number in this process.
     pub ordinal: u32,
+    /// Devices whose memory it reads: itself, and those of this process's others that it reaches directly.
+    pub reaches: Vec<DeviceId>,
     /// Its maker's name for it.
     pub name: String,
     /// Its memory in bytes.

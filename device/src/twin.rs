@@ -99,6 +99,7 @@ impl TwinDevice {
         let facts = DeviceFacts {
             id: DeviceId::new(id),
             ordinal: config.ordinal,
+            reaches: vec![DeviceId::new(id)],
             name: "twin (host memory)".to_owned(),
             memory_bytes: config.memory_bytes,
             driver: 0,

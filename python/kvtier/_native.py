@@ -10,7 +10,7 @@ import os
 from ctypes import POINTER, Structure, byref, c_char_p, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 FRAME_BYTES = 80
 TRANSFER_BYTES = 88
 KEY_BYTES = 32
@@ -62,7 +62,7 @@ class LookupRequest(Structure):
 class Hit(Structure):
     """kvtier_hit: the usable prefix in tokens, and where the part beyond the computed tokens lies."""
 
-    _fields_ = [(name, c_uint32) for name in ("size", "tokens", "host", "disk", "object", "peer")]
+    _fields_ = [(name, c_uint32) for name in ("size", "tokens", "host", "disk", "object", "peer", "device")]
 
 
 class ReserveRequest(Structure):
@@ -134,8 +134,8 @@ _SIGNATURES = {
     "kvtier_reserve_poll": [c_void_p, c_uint64, c_void_p, c_void_p, c_uint32],
     "kvtier_reserve_abandon": [c_void_p, c_char_p, c_uint32],
     "kvtier_register_regions": [c_void_p, POINTER(Region), c_uint32],
-    "kvtier_load_submit": [c_void_p, c_char_p, c_char_p, c_uint32, c_uint32, POINTER(c_uint64)],
-    "kvtier_save_submit": [c_void_p, c_char_p, c_uint32, c_uint32, POINTER(c_uint64)],
+    "kvtier_load_submit": [c_void_p, c_char_p, c_char_p, c_uint32, c_uint32, c_uint64, POINTER(c_uint64)],
+    "kvtier_save_submit": [c_void_p, c_char_p, c_uint32, c_uint32, c_uint64, POINTER(c_uint64)],
     "kvtier_job_wait": [c_void_p, c_uint64, c_uint32, c_void_p, c_uint32],
     "kvtier_job_cancel": [c_void_p, c_uint64],
     "kvtier_weights_digest": [c_char_p, c_char_p, c_size_t],

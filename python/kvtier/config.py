@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 DEFAULT_SOCKET = "/run/kvtier/kvtierd.sock"
 _MAX_TIMEOUT_MS = 600_000
+# In MiB a second: more than any bus moves.
+_MAX_BANDWIDTH = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Config:
     call_timeout_ms: int = 2_000
     # Threads that copy, in each worker.
     copy_threads: int = 1
+    # Most MiB a second that copies between a GPU and elsewhere may move, in each worker; 0 for as many as come.
+    device_bandwidth_mib_s: int = 0
     # Most lookups, reservations or jobs at once, each.
     max_inflight: int = 4_096
     # A namespace of this engine alone: nothing is shared with other engines or outlives this one.
@@ -64,7 +68,7 @@ def _check(key: str, value: object, default: object) -> None:
     if type(value) is not type(default):
         kind = {bool: "true or false", int: "a whole number", str: "a string"}[type(default)]
         raise ValueError(f"kv_connector_extra_config.{key} must be {kind}, got {value!r}")
-    limit = _MAX_TIMEOUT_MS if key.endswith("_ms") else 65_536
-    least = 0 if key == "finish_grace_ms" else 1
+    limit = _MAX_TIMEOUT_MS if key.endswith("_ms") else _MAX_BANDWIDTH if key.endswith("_mib_s") else 65_536
+    least = 0 if key in ("finish_grace_ms", "device_bandwidth_mib_s") else 1
     if type(value) is int and not least <= value <= limit:
         raise ValueError(f"kv_connector_extra_config.{key} must be {least} to {limit}, got {value}")

@@ -10,7 +10,7 @@ import atexit
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ KVConnectorMetadata.register(StepMeta)
 KVConnectorWorkerMetadata.register(WorkerReport)
 
 _SOURCES = {
+    "device": CacheHitSource.DEVICE,
     "host": CacheHitSource.HOST,
     "disk": CacheHitSource.DISK,
     "peer": CacheHitSource.P2P,
@@ -48,6 +49,13 @@ _SOURCES = {
 }
 # A folder where each connector leaves its counters as JSON, at the end of each request and of itself: for tests.
 _COUNTERS_ENV = "KVTIER_COUNTERS_DIR"
+
+
+def _stream_of(ordinal: int) -> Callable[[], int]:
+    """Tells the handle of the stream that the calling thread gives a GPU its work on."""
+    import torch
+
+    return lambda: torch.cuda.current_stream(ordinal).cuda_stream
 
 
 @dataclass
@@ -118,6 +126,8 @@ class KvTierConnector(KVConnectorBase_V1, SupportsHMA):
         self._session.register_regions(regions)
         single = len(spec["layout"]["groups"]) == 1
         self._worker = WorkerSide(self._session, spec["shard"], options["writer"], single, self._config)
+        if "device" in spec:
+            self._worker.stream = _stream_of(spec["device"]["ordinal"])
         self._worker.revision = spec["namespace"]["revision"]
         return Handshake(spec, options)
 
@@ -181,6 +191,8 @@ class KvTierConnector(KVConnectorBase_V1, SupportsHMA):
             logger.warning("kvtier: nothing is cached for this engine: its workers describe their KV differently")
             return
         spec = {**first, "role": "scheduler", "rank": 0, "shard": 0}
+        # The scheduler's process copies nothing.
+        spec.pop("device", None)
         options = {
             "ranks": len(handshakes),
             "load": self._may_load,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kvtier._native import FRAME_BYTES, KEY_BYTES, NativeError
 from kvtier.metadata import ZERO_KEY, LoadTask, transfer
-from kvtier.request import Load, Lookup, RequestState, now
+from kvtier.request import TIERS, Load, Lookup, RequestState, now
 from kvtier.session import Session
 from kvtier.shape import Shape
 
@@ -73,7 +73,7 @@ class Lookups:
             self.counters["expired_lookups"] += 1
             return 0
         tokens = min(hit.tokens, limit) // self._shape.step * self._shape.step
-        lookup.tokens, lookup.tiers = tokens, (hit.host, hit.disk, hit.object, hit.peer)
+        lookup.tokens, lookup.tiers = tokens, {name: getattr(hit, name) for name in TIERS}
         return max(tokens - computed, 0)
 
     def _limit(self, state: RequestState) -> int:

@@ -10,6 +10,10 @@ from kvtier import hints as hint
 from kvtier.shape import Group
 
 
+# Where what a hit brings may lie.
+TIERS = ("device", "host", "disk", "object", "peer")
+
+
 @dataclass
 class Lookup:
     """A submitted lookup; it is released exactly once."""
@@ -20,7 +24,7 @@ class Lookup:
     local_tokens: int = 0
     # The usable prefix it was last told of, and the tiers of the part beyond its own.
     tokens: int = 0
-    tiers: tuple[int, int, int, int] = (0, 0, 0, 0)
+    tiers: dict[str, int] = field(default_factory=dict)
     expired: bool = False
 
 

@@ -173,12 +173,12 @@ class SchedulerSide:
             self._saves.reserve(state, block_ids, upto)
 
     def hit_sources(self, request: Any, tokens: int) -> dict[str, int]:
-        """Tokens of a claimed hit by tier: host, disk, object, peer."""
+        """Tokens of a claimed hit by tier: device, host, disk, object, peer."""
         state = self._requests.get(request.request_id)
-        tiers = state.lookup.tiers if state and state.lookup else (0, 0, 0, 0)
-        if sum(tiers) != tokens:
+        tiers = state.lookup.tiers if state and state.lookup else {}
+        if sum(tiers.values()) != tokens:
             return {"host": tokens}
-        return {name: n for name, n in zip(("host", "disk", "object", "peer"), tiers, strict=True) if n}
+        return {name: n for name, n in tiers.items() if n}
 
     def build_meta(self, output: Any) -> StepMeta:
         """`build_connector_meta`: this step's orders."""

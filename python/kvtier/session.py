@@ -174,16 +174,16 @@ class Session:
         status = native.library().kvtier_register_regions(self._handle, array, len(array))
         native.check("kvtier_register_regions", status)
 
-    def load_submit(self, request_id: str, transfers: bytes, deadline_ms: int) -> int:
-        """Starts copies into blocks."""
+    def load_submit(self, request_id: str, transfers: bytes, deadline_ms: int, stream: int = 0) -> int:
+        """Starts copies into blocks, after what the engine's stream was given so far."""
         job, count = c_uint64(), len(transfers) // native.TRANSFER_BYTES
-        self._call("kvtier_load_submit", _text(request_id), transfers, count, deadline_ms, byref(job))
+        self._call("kvtier_load_submit", _text(request_id), transfers, count, deadline_ms, stream, byref(job))
         return job.value
 
-    def save_submit(self, transfers: bytes, deadline_ms: int) -> int:
-        """Starts copies out of blocks; they are sealed in the background."""
+    def save_submit(self, transfers: bytes, deadline_ms: int, stream: int = 0) -> int:
+        """Starts copies out of blocks, after what the engine's stream was given so far; sealed in the background."""
         job, count = c_uint64(), len(transfers) // native.TRANSFER_BYTES
-        self._call("kvtier_save_submit", transfers, count, deadline_ms, byref(job))
+        self._call("kvtier_save_submit", transfers, count, deadline_ms, stream, byref(job))
         return job.value
 
     def job_wait(self, job: int, count: int, timeout_ms: int = 0) -> bytes | None:

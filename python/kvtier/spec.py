@@ -87,6 +87,8 @@ def build(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any], ran
         "copy_threads": config.copy_threads,
         "max_inflight": config.max_inflight,
     }
+    if (place := device(kv_caches, config)) is not None:
+        spec["device"] = place
     return spec, regions, {"writer": ranks["tp_rank"] % replicas == 0, "private": private}
 
 
@@ -110,27 +112,49 @@ def _groups(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any]) -
         groups.append(
             {"kind": kind, "window_tokens": window, "block_tokens": tokens, "layers": list(group.layer_names)}
         )
-        rows = [_region(index, name, kv_caches[name], kv_cache_config.num_blocks) for name in group.layer_names]
+        layers = [_regions(index, name, kv_caches[name], kv_cache_config.num_blocks) for name in group.layer_names]
+        rows = [row for layer in layers for row in layer]
         regions.extend(rows)
         block_bytes.append(sum(row[4] for row in rows))
     return groups, regions, block_bytes
 
 
-def _region(group: int, name: str, tensor: Any, num_blocks: int) -> tuple[int, ...]:
-    """(group, base, span, block stride, run, blocks) of one layer, all in bytes; blocks must be dense."""
-    if tensor.device.type != "cpu":
-        raise UnsupportedError(f"KV on {tensor.device.type} is not supported by this release")
-    kernel_blocks, *inner = tensor.shape
-    ratio, odd = divmod(kernel_blocks, num_blocks)
+def device(kv_caches: dict[str, Any], config: Config) -> dict | None:
+    """The device that the engine's KV lies in; None for host memory. Raises UnsupportedError."""
+    places = {(tensor.device.type, tensor.device.index or 0) for tensor in kv_caches.values()}
+    kinds = {kind for kind, _ in places}
+    if kinds <= {"cpu"}:
+        return None
+    if kinds != {"cuda"} or len(places) > 1:
+        found = ", ".join(sorted(f"{kind}:{index}" for kind, index in places))
+        raise UnsupportedError(f"KV on {found} is not supported: it must lie on one CUDA device, or in host memory")
+    ((_, ordinal),) = places
+    return {
+        "backend": "cuda",
+        "ordinal": ordinal,
+        "bandwidth_bytes_per_second": config.device_bandwidth_mib_s << 20,
+    }
+
+
+def _regions(group: int, name: str, tensor: Any, num_blocks: int) -> list[tuple[int, ...]]:
+    """(group, base, span, block stride, run, blocks) of one layer, all in bytes: one region where a block's keys and
+    values lie together, one each where all keys lie before all values. Blocks must be dense."""
+    shape, strides = list(tensor.shape), list(tensor.stride())
     element = tensor.element_size()
-    dense = 1 + sum((size - 1) * stride for size, stride in zip(inner, tensor.stride()[1:], strict=True))
+    parts, apart = 1, 0
+    if shape[0] % num_blocks and len(shape) > 1 and shape[0] == 2 and shape[1] % num_blocks == 0:
+        parts, apart, shape, strides = 2, strides[0] * element, shape[1:], strides[1:]
+    kernel_blocks, *inner = shape
+    ratio, odd = divmod(kernel_blocks, num_blocks)
+    dense = 1 + sum((size - 1) * stride for size, stride in zip(inner, strides[1:], strict=True))
     count = 1
     for size in inner:
         count *= size
-    if odd or dense != count or (ratio > 1 and tensor.stride(0) != count):
+    if odd or dense != count or (ratio > 1 and strides[0] != count):
         raise UnsupportedError(f"the blocks of layer {name} are not contiguous")
-    stride, run = tensor.stride(0) * element * ratio, count * element * ratio
-    return group, tensor.data_ptr(), (num_blocks - 1) * stride + run, stride, run, num_blocks
+    stride, run = strides[0] * element * ratio, count * element * ratio
+    bases = [tensor.data_ptr() + part * apart for part in range(parts)]
+    return [(group, base, (num_blocks - 1) * stride + run, stride, run, num_blocks) for base in bases]
 
 
 def _layers(vllm_config: Any, names: list[str]) -> list[Any]:
@@ -146,7 +170,10 @@ def _backends(vllm_config: Any, names: list[str]) -> str:
 
 
 def _isa(vllm_config: Any, names: list[str], kv_caches: dict[str, Any]) -> str:
-    """What the CPU backend packs blocks for: vLLM notes it on each layer when it builds the attention metadata."""
+    """What the CPU backend packs blocks for: vLLM notes it on each layer when it builds the attention metadata. GPUs of
+    all kinds have the same bytes."""
+    if all(tensor.device.type == "cuda" for tensor in kv_caches.values()):
+        return "cuda"
     found = {getattr(layer, "isa", None) for layer in _layers(vllm_config, names)}
     if None in found:
         raise UnsupportedError("the attention backend's instruction set is not known")

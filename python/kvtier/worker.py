@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtier import weights
@@ -54,6 +55,8 @@ class WorkerSide:
         self._writer = writer
         self._single_group = single_group
         self._config = config
+        # The engine's stream: copies come after what it was given. Without a device there is none.
+        self.stream: Callable[[], int] = lambda: 0
         # The namespace revision the session is at.
         self.revision = ""
         self._saves: list[_SaveJob] = []
@@ -137,7 +140,8 @@ class WorkerSide:
         if pointless or not task.blocks or weights.epoch() > meta.weights_epoch:
             return _LoadJob(task, None, cancel_at)
         try:
-            job = self._session.load_submit(task.request_id, task.transfers[self._shard], self._config.load_timeout_ms)
+            transfers, timeout_ms = task.transfers[self._shard], self._config.load_timeout_ms
+            job = self._session.load_submit(task.request_id, transfers, timeout_ms, self.stream())
             return _LoadJob(task, job, cancel_at)
         except Exception:
             report("load_submit")
@@ -182,7 +186,7 @@ class WorkerSide:
                 self._quietly(self._session.reserve_abandon, frames_of(transfers))
                 continue
             try:
-                job = self._session.save_submit(transfers, self._config.save_timeout_ms)
+                job = self._session.save_submit(transfers, self._config.save_timeout_ms, self.stream())
                 count = len(transfers) // TRANSFER_BYTES
                 jobs.append(_SaveJob(job, count, task.request_id, task.batch, volatile))
             except Exception:

@@ -172,11 +172,11 @@ class FakeSession:
         self.jobs[job] = {"rows": rows, "copy": copy, "polls": self.job_polls, "cancelled": False}
         return job
 
-    def load_submit(self, request_id, transfers, deadline_ms):
+    def load_submit(self, request_id, transfers, deadline_ms, stream=0):
         self.calls.append(("load", request_id, len(transfers) // native.TRANSFER_BYTES))
         return self._job(transfers, self._load)
 
-    def save_submit(self, transfers, deadline_ms):
+    def save_submit(self, transfers, deadline_ms, stream=0):
         self.calls.append(("save", len(transfers) // native.TRANSFER_BYTES))
         return self._job(transfers, self._save)
 

@@ -28,8 +28,8 @@ class MambaSpec(Some):
 class Tensor:
     """Shape, strides and place of a KV tensor of two-byte elements."""
 
-    def __init__(self, shape, stride=None, at=4096, device="cpu"):
-        self.shape, self._at, self.device = shape, at, Some(type=device)
+    def __init__(self, shape, stride=None, at=4096, device="cpu", ordinal=None):
+        self.shape, self._at, self.device = shape, at, Some(type=device, index=ordinal)
         dense = [1]
         for size in reversed(shape[1:]):
             dense.insert(0, dense[0] * size)
@@ -103,6 +103,20 @@ class Spec(unittest.TestCase):
         _, regions, _ = build([group(FullAttentionSpec, ["a"])], {"a": Tensor((16, 2, BLOCK // 2, 4))})
         self.assertEqual(regions[0][3:], (256, 256, 8))
 
+    def test_keys_and_values_apart_are_two_regions_of_a_layer(self):
+        _, regions, _ = build([group(FullAttentionSpec, ["a"])], {"a": Tensor((2, 8, BLOCK, 4))})
+        self.assertEqual(regions, [(0, 4096, 8 * 128, 128, 128, 8), (0, 4096 + 8 * 128, 8 * 128, 128, 128, 8)])
+
+    def test_kv_on_a_gpu_names_the_gpu(self):
+        full = [group(FullAttentionSpec, ["a", "b"])]
+        gpu = {name: Tensor((8, 2, BLOCK, 4), device="cuda", ordinal=1) for name in "ab"}
+        found, _, _ = build(full, gpu)
+        self.assertEqual(found["device"], {"backend": "cuda", "ordinal": 1, "bandwidth_bytes_per_second": 0})
+        self.assertEqual(found["layout"]["isa"], "cuda")
+        self.assertNotIn("device", build(full, {name: Tensor((8, 2, BLOCK, 4)) for name in "ab"})[0])
+        with self.assertRaisesRegex(spec.UnsupportedError, "cpu:0, cuda:1"):
+            build(full, {**gpu, "b": Tensor((8, 2, BLOCK, 4))})
+
     def test_equal_ranks_share_a_shard_and_one_writes(self):
         caches = {"a": Tensor((8, 2, BLOCK, 4))}
         places = [build([group(FullAttentionSpec, ["a"])], caches, rank=r, tp=4, replicas=2) for r in range(4)]
@@ -116,7 +130,8 @@ class Spec(unittest.TestCase):
         cases = [
             ([group(MambaSpec, ["a"])], Tensor((8, 2, BLOCK, 4)), "MambaSpec is not supported"),
             (full, strided, "not contiguous"),
-            (full, Tensor((8, 2, BLOCK, 4), device="cuda"), "KV on cuda"),
+            (full, Tensor((8, 2, BLOCK, 4), device="xpu"), "KV on xpu:0 is not supported"),
+            (full, Tensor((3, 8, BLOCK, 4)), "not contiguous"),
         ]
         for groups, tensor, message in cases:
             with self.assertRaisesRegex(spec.UnsupportedError, message):

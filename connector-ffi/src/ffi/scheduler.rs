@@ -81,6 +81,7 @@ pub unsafe extern "C" fn kvtier_lookup_poll(
             disk_tokens: hit.disk_tokens,
             object_tokens: hit.object_tokens,
             peer_tokens: hit.peer_tokens,
+            device_tokens: hit.device_tokens,
         });
         Ok(status)
     };

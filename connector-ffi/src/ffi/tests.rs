@@ -56,7 +56,7 @@ impl Drop for Open {
 }
 
 fn hit() -> HitInfo {
-    HitInfo { size: 24, tokens: 9, host_tokens: 9, disk_tokens: 9, object_tokens: 9, peer_tokens: 9 }
+    HitInfo { size: 28, tokens: 9, host_tokens: 9, disk_tokens: 9, object_tokens: 9, peer_tokens: 9, device_tokens: 9 }
 }
 
 fn lookup(hashes: &[u8], count: u32) -> LookupRequest {
@@ -151,8 +151,8 @@ fn every_call_survives_a_null_session() {
         c!(kvtier_reserve_poll(none, 0, null_mut(), null_mut(), 0)),
         c!(kvtier_reserve_abandon(none, null(), 0)),
         c!(kvtier_register_regions(none, null(), 0)),
-        c!(kvtier_load_submit(none, c"r".as_ptr(), null(), 0, 0, &raw mut number)),
-        c!(kvtier_save_submit(none, null(), 0, 0, &raw mut number)),
+        c!(kvtier_load_submit(none, c"r".as_ptr(), null(), 0, 0, 0, &raw mut number)),
+        c!(kvtier_save_submit(none, null(), 0, 0, 0, &raw mut number)),
         c!(kvtier_job_wait(none, 0, 0, null_mut(), 0)),
         c!(kvtier_job_cancel(none, 0)),
     ];
@@ -191,7 +191,7 @@ fn bad_lookups_are_refused() {
     let misaligned = (&raw const hinted).wrapping_byte_add(1);
     assert_eq!(c!(kvtier_lookup_submit(open.0, misaligned)), BAD);
     assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 0, null_mut())), BAD);
-    assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 0, &mut HitInfo { size: 23, ..hit() })), BAD);
+    assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 0, &mut HitInfo { size: 27, ..hit() })), BAD);
     assert_eq!(c!(kvtier_lookup_frames(open.0, c"r".as_ptr(), 0, 0, u32::MAX, 2, null_mut())), BAD);
     assert_eq!(c!(kvtier_lookup_frames(open.0, c"r".as_ptr(), 0, 0, 0, u32::MAX, null_mut())), BAD);
 }
@@ -226,7 +226,15 @@ fn without_a_daemon_a_lookup_is_zero_at_once_and_released_once() {
     assert_eq!(c!(kvtier_lookup_poll(open.0, c"r".as_ptr(), 0, 1000, &raw mut answer)), KVTIER_OK);
     assert_eq!(
         answer,
-        HitInfo { size: 24, tokens: 0, host_tokens: 0, disk_tokens: 0, object_tokens: 0, peer_tokens: 0 }
+        HitInfo {
+            size: 28,
+            tokens: 0,
+            host_tokens: 0,
+            disk_tokens: 0,
+            object_tokens: 0,
+            peer_tokens: 0,
+            device_tokens: 0
+        }
     );
     let mut frames = [Frame { key: [1; 32], ..Frame::NONE }; 3];
     assert_eq!(c!(kvtier_lookup_frames(open.0, c"r".as_ptr(), 0, 0, 0, 3, frames.as_mut_ptr())), KVTIER_OK);
@@ -300,11 +308,11 @@ fn bad_regions_and_jobs_are_refused() {
     let transfer = TransferInfo { frame, block_id: 3, reserved: 0 };
     let mut job = 0;
     let beyond = TransferInfo { block_id: 4, ..transfer };
-    assert_eq!(c!(kvtier_save_submit(open.0, &raw const beyond, 1, 1000, &raw mut job)), BAD);
-    assert_eq!(c!(kvtier_save_submit(open.0, &raw const transfer, u32::MAX, 1000, &raw mut job)), BAD);
-    assert_eq!(c!(kvtier_save_submit(open.0, null(), 1, 1000, &raw mut job)), BAD);
-    assert_eq!(c!(kvtier_load_submit(open.0, null(), &raw const transfer, 1, 1000, &raw mut job)), BAD);
-    assert_eq!(c!(kvtier_load_submit(open.0, c"r".as_ptr(), &raw const transfer, 1, 1000, &raw mut job)), KVTIER_OK);
+    assert_eq!(c!(kvtier_save_submit(open.0, &raw const beyond, 1, 1000, 0, &raw mut job)), BAD);
+    assert_eq!(c!(kvtier_save_submit(open.0, &raw const transfer, u32::MAX, 1000, 0, &raw mut job)), BAD);
+    assert_eq!(c!(kvtier_save_submit(open.0, null(), 1, 1000, 0, &raw mut job)), BAD);
+    assert_eq!(c!(kvtier_load_submit(open.0, null(), &raw const transfer, 1, 1000, 0, &raw mut job)), BAD);
+    assert_eq!(c!(kvtier_load_submit(open.0, c"r".as_ptr(), &raw const transfer, 1, 1000, 0, &raw mut job)), KVTIER_OK);
     let mut results = [9_u8; 1];
     assert_eq!(c!(kvtier_job_wait(open.0, job, 0, results.as_mut_ptr(), 0)), KVTIER_BUFFER_TOO_SMALL);
     assert_eq!(c!(kvtier_job_wait(open.0, job, 0, results.as_mut_ptr(), 1)), KVTIER_OK, "no daemon: over at once");

@@ -10,7 +10,7 @@ use crate::frame::FrameRef;
 use crate::session::Session;
 
 /// Version of this interface: a caller refuses a library that answers another one.
-pub const KVTIER_ABI_VERSION: u32 = 2;
+pub const KVTIER_ABI_VERSION: u32 = 3;
 
 /// Done, or the answer is there.
 pub const KVTIER_OK: i32 = 0;
@@ -108,8 +108,10 @@ pub struct HitInfo {
     pub disk_tokens: u32,
     /// from the object store,
     pub object_tokens: u32,
-    /// and from another node.
+    /// from another node,
     pub peer_tokens: u32,
+    /// and what lies in a device's memory.
+    pub device_tokens: u32,
 }
 
 /// One shard of one block in the daemon's memory. An all-zero key means: no frame.
@@ -197,7 +199,7 @@ pub struct TransferInfo {
 // Callers in other languages hold these layouts too; `tests/c/abi.c` checks them against the header.
 const _: () = assert!(size_of::<Frame>() == 80);
 const _: () = assert!(size_of::<TransferInfo>() == 88);
-const _: () = assert!(size_of::<HitInfo>() == 24);
+const _: () = assert!(size_of::<HitInfo>() == 28);
 const _: () = assert!(size_of::<RegionInfo>() == 48);
 const _: () = assert!(size_of::<LookupRequest>() == 56);
 const _: () = assert!(size_of::<ReserveRequest>() == 56);

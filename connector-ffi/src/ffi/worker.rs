@@ -53,7 +53,9 @@ fn region(wire: &RegionInfo) -> Result<(u32, Region), Error> {
 }
 
 /// Submits a job that copies frames into the engine's blocks for a request, and returns its number. Transfers that have not
-/// begun within `deadline_ms` are lost.
+/// begun within `deadline_ms` are lost. `stream` is the engine's stream on its device: the copies come after what it was
+/// given before this call, and the caller gives it nothing that uses the blocks before the job is over. Zero is the default
+/// stream; without a device it means nothing.
 ///
 /// # Safety
 /// `session` came from `kvtier_session_open`; `request_id` is a NUL-terminated string; `transfers` points to `count`
@@ -65,20 +67,21 @@ pub unsafe extern "C" fn kvtier_load_submit(
     transfers: *const TransferInfo,
     count: u32,
     deadline_ms: u32,
+    stream: u64,
     job: *mut u64,
 ) -> Status {
     let body = |session: &Session| {
         // SAFETY: the caller's promise on `request_id`.
         let request_id = unsafe { text("request_id", request_id, MAX_REQUEST_ID_BYTES) }?.to_owned();
         // SAFETY: the caller's promise on `transfers` and `job`.
-        unsafe { submit(session, Kind::Load { request_id }, (transfers, count), deadline_ms, job) }
+        unsafe { submit(session, Kind::Load { request_id }, (transfers, count), (deadline_ms, stream), job) }
     };
     // SAFETY: the caller's promise on `session`.
     unsafe { with_session(session, body) }
 }
 
 /// Submits a job that copies the engine's blocks into granted frames, and returns its number. What was copied is sealed in
-/// the background; what was not is given up.
+/// the background; what was not is given up. `stream` as for `kvtier_load_submit`.
 ///
 /// # Safety
 /// As for `kvtier_load_submit`; nobody writes the blocks until the job is over.
@@ -88,10 +91,12 @@ pub unsafe extern "C" fn kvtier_save_submit(
     transfers: *const TransferInfo,
     count: u32,
     deadline_ms: u32,
+    stream: u64,
     job: *mut u64,
 ) -> Status {
     // SAFETY: the caller's promise on `transfers` and `job`.
-    let body = |session: &Session| unsafe { submit(session, Kind::Save, (transfers, count), deadline_ms, job) };
+    let body =
+        |session: &Session| unsafe { submit(session, Kind::Save, (transfers, count), (deadline_ms, stream), job) };
     // SAFETY: the caller's promise on `session`.
     unsafe { with_session(session, body) }
 }
@@ -102,7 +107,7 @@ unsafe fn submit(
     session: &Session,
     kind: Kind,
     (transfers, count): (*const TransferInfo, u32),
-    deadline_ms: u32,
+    (deadline_ms, stream): (u32, u64),
     job: *mut u64,
 ) -> Result<Status, Error> {
     // SAFETY: as this function's contract says.
@@ -111,7 +116,7 @@ unsafe fn submit(
     let transfers = unsafe { array("transfers", transfers, count as usize, MAX_TRANSFERS) }?;
     let transfers = transfers.iter().map(|t| Transfer { frame: FrameRef::from(&t.frame), block_id: t.block_id });
     let deadline = Duration::from_millis(deadline_ms.into());
-    out.write(session.submit_job(kind, transfers.collect(), deadline)?);
+    out.write(session.submit_job(kind, transfers.collect(), (deadline, stream))?);
     Ok(KVTIER_OK)
 }
 

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use kvtier_device::Mark;
 use parking_lot::{Condvar, Mutex};
 
 use crate::frame::FrameRef;
@@ -77,6 +78,8 @@ pub struct Job {
     pub epoch: u64,
     /// When transfers stop being begun.
     pub deadline: Instant,
+    /// Where engine memory is a device's: what the engine's stream must have done before.
+    pub after: Option<Mark>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
@@ -105,7 +108,16 @@ impl Job {
     #[must_use]
     pub fn new(kind: Kind, transfers: Vec<Transfer>, regions: Arc<Regions>, epoch: u64, deadline: Instant) -> Self {
         let progress = Progress { next: 0, running: 0, fates: vec![Fate::Open; transfers.len()], reported: false };
-        Self { kind, transfers, regions, epoch, deadline, progress: Mutex::new(progress), changed: Condvar::new() }
+        Self {
+            kind,
+            transfers,
+            regions,
+            epoch,
+            deadline,
+            after: None,
+            progress: Mutex::new(progress),
+            changed: Condvar::new(),
+        }
     }
 
     /// Claims the next transfer for a copy thread; `None` when there is none, or the deadline has passed.

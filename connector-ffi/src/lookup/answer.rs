@@ -20,7 +20,9 @@ pub struct RangeKeys {
 pub struct Hit {
     /// Usable prefix in tokens, from the first token; zero when nothing beyond the computed part is usable.
     pub tokens: u32,
-    /// Tokens beyond the computed part that came from memory.
+    /// Tokens beyond the computed part that are in a device's memory.
+    pub device_tokens: u32,
+    /// Those that came from host memory.
     pub host_tokens: u32,
     /// Those that came from disk.
     pub disk_tokens: u32,
@@ -87,17 +89,19 @@ impl Answer {
             let end = (start / step + 1).saturating_mul(step).min(tokens);
             let part = end - start;
             match self.slowest(groups, tokens, start..end) {
-                v1::Tier::Object => hit.object_tokens += part,
-                v1::Tier::Disk => hit.disk_tokens += part,
-                v1::Tier::Unspecified | v1::Tier::Device | v1::Tier::Host => hit.host_tokens += part,
+                v1::Origin::Device => hit.device_tokens += part,
+                v1::Origin::Unspecified | v1::Origin::Host => hit.host_tokens += part,
+                v1::Origin::Disk => hit.disk_tokens += part,
+                v1::Origin::Object => hit.object_tokens += part,
+                v1::Origin::Peer => hit.peer_tokens += part,
             }
             start = end;
         }
         hit
     }
 
-    /// The slowest tier among the blocks that cover `part` and are needed for a prefix of `tokens`.
-    fn slowest(&self, groups: &[GroupSpec], tokens: u32, part: std::ops::Range<u32>) -> v1::Tier {
+    /// The slowest origin among the blocks that cover `part` and are needed for a prefix of `tokens`.
+    fn slowest(&self, groups: &[GroupSpec], tokens: u32, part: std::ops::Range<u32>) -> v1::Origin {
         let mut slowest = 0;
         for (index, group) in groups.iter().enumerate() {
             let needed = group.needed_blocks(tokens);
@@ -107,10 +111,10 @@ impl Answer {
                 slowest = slowest.max(self.found(index, block));
             }
         }
-        v1::Tier::try_from(i32::from(slowest)).unwrap_or(v1::Tier::Unspecified)
+        v1::Origin::try_from(i32::from(slowest)).unwrap_or_default()
     }
 
-    /// Zero for a block not found, else the wire's number of the slowest tier it came from.
+    /// Zero for a block not found, else the wire's number of the slowest origin of its shards.
     fn found(&self, group: usize, block: u32) -> u8 {
         let Some(range) = self.ranges.get(group) else { return 0 };
         let Some(index) = block.checked_sub(range.first_block) else { return 0 };

@@ -18,7 +18,7 @@
 
 _Static_assert(sizeof(kvtier_frame) == 80, "kvtier_frame");
 _Static_assert(sizeof(kvtier_transfer) == 88, "kvtier_transfer");
-_Static_assert(sizeof(kvtier_hit) == 24, "kvtier_hit");
+_Static_assert(sizeof(kvtier_hit) == 28, "kvtier_hit");
 _Static_assert(sizeof(kvtier_region) == 48, "kvtier_region");
 _Static_assert(sizeof(kvtier_lookup_request) == 56, "kvtier_lookup_request");
 _Static_assert(sizeof(kvtier_reserve_request) == 56, "kvtier_reserve_request");
@@ -85,10 +85,10 @@ static void loses_jobs_without_a_daemon(kvtier_session *session) {
   kvtier_transfer transfer = {.frame = {.key = {1}, .bytes = 4096, .generation = 1}, .block_id = 3};
   uint64_t job = 0;
   uint8_t result = 0;
-  CHECK(kvtier_save_submit(session, &transfer, 1, 1000, &job) == KVTIER_OK);
+  CHECK(kvtier_save_submit(session, &transfer, 1, 1000, 0, &job) == KVTIER_OK);
   CHECK(kvtier_job_wait(session, job, 1000, &result, 1) == KVTIER_OK && result == KVTIER_TRANSFER_LOST);
   transfer.block_id = 4;
-  CHECK(kvtier_load_submit(session, "r1", &transfer, 1, 1000, &job) == KVTIER_INVALID_ARGUMENT);
+  CHECK(kvtier_load_submit(session, "r1", &transfer, 1, 1000, 0, &job) == KVTIER_INVALID_ARGUMENT);
 }
 
 static void refuses_a_forked_child(kvtier_session *session) {

@@ -114,6 +114,7 @@ functions! {
     device_name = "cuDeviceGetName": fn(*mut c_char, c_int, Ordinal);
     device_uuid = "cuDeviceGetUuid_v2": fn(*mut [u8; 16], Ordinal);
     device_memory = "cuDeviceTotalMem_v2": fn(*mut usize, Ordinal);
+    can_access_peer = "cuDeviceCanAccessPeer": fn(*mut c_int, Ordinal, Ordinal);
     device_attribute = "cuDeviceGetAttribute": fn(*mut c_int, c_int, Ordinal);
     primary_retain = "cuDevicePrimaryCtxRetain": fn(*mut Handle, Ordinal);
     primary_release = "cuDevicePrimaryCtxRelease_v2": fn(Ordinal);

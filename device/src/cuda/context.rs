@@ -114,12 +114,20 @@ impl Context {
         code == super::api::SUCCESS && value != 0
     }
 
+    /// The identity of another GPU of this process, if this one reads its memory directly.
+    pub(super) fn reaches(&self, other: u32) -> Option<[u8; 16]> {
+        let (mut device, mut can): (Ordinal, c_int) = (0, 0);
+        // SAFETY: room for one device.
+        let code = unsafe { (self.api.device_get)(&raw mut device, c_int::try_from(other).ok()?) };
+        self.api.check("cuDeviceGet", code).ok()?;
+        // SAFETY: room for one int; both are devices.
+        let code = unsafe { (self.api.can_access_peer)(&raw mut can, self.device, device) };
+        self.api.check("cuDeviceCanAccessPeer", code).ok()?;
+        if can == 0 { None } else { uuid_of(self.api, device).ok() }
+    }
+
     pub(super) fn uuid(&self) -> Result<[u8; 16], DeviceError> {
-        let mut uuid = [0; 16];
-        // SAFETY: room for a uuid.
-        let code = unsafe { (self.api.device_uuid)(&raw mut uuid, self.device) };
-        self.check("cuDeviceGetUuid", code)?;
-        Ok(uuid)
+        uuid_of(self.api, self.device)
     }
 
     pub(super) fn name(&self) -> Result<String, DeviceError> {
@@ -162,6 +170,14 @@ impl Drop for Context {
         // SAFETY: retained once by `open`; streams, events, memory and modules of ours hold this value and are gone.
         let _code = unsafe { (self.api.primary_release)(self.device) };
     }
+}
+
+fn uuid_of(api: &Api, device: Ordinal) -> Result<[u8; 16], DeviceError> {
+    let mut uuid = [0; 16];
+    // SAFETY: room for a uuid.
+    let code = unsafe { (api.device_uuid)(&raw mut uuid, device) };
+    api.check("cuDeviceGetUuid", code)?;
+    Ok(uuid)
 }
 
 fn handle_of(stream: EngineStream) -> Result<Handle, DeviceError> {

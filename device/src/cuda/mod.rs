@@ -83,9 +83,13 @@ impl CudaDevice {
         let copier = Arc::new(Copier::new(&context));
         let lane = |way| Lane::start(way, &context, &copier);
         let lanes = [lane(Way::ToHost)?, lane(Way::FromHost)?, lane(Way::Within)?];
+        let id = DeviceId::new(context.uuid()?);
+        let others = (0..found.devices).filter(|other| *other != ordinal);
+        let reached = others.filter_map(|other| context.reaches(other)).map(DeviceId::new);
         let facts = DeviceFacts {
-            id: DeviceId::new(context.uuid()?),
+            id,
             ordinal,
+            reaches: std::iter::once(id).chain(reached).collect(),
             name: context.name()?,
             memory_bytes: context.total_bytes()?,
             driver: found.driver,

@@ -65,12 +65,15 @@ fn replies_that_contradict_the_request_are_refused() {
 #[test]
 fn tokens_are_attributed_to_the_slowest_tier_beyond_what_is_computed() {
     let layout = layout();
-    let answer = check(vec![asked(0, 5)], vec![range(&[1, 2, 3, 4, 0], 8)], &layout).unwrap();
+    let answer = check(vec![asked(0, 6)], vec![range(&[1, 2, 3, 4, 5, 0], 10)], &layout).unwrap();
     let hit = answer.hit(&layout.groups, 0, 1000);
-    assert_eq!(hit, Hit { tokens: 64, host_tokens: 32, disk_tokens: 16, object_tokens: 16, peer_tokens: 0 });
+    assert_eq!(
+        hit,
+        Hit { tokens: 80, device_tokens: 16, host_tokens: 16, disk_tokens: 16, object_tokens: 16, peer_tokens: 16 }
+    );
     let hit = answer.hit(&layout.groups, 32, 63);
     assert_eq!(hit, Hit { tokens: 48, disk_tokens: 16, ..Hit::default() });
-    assert_eq!(answer.hit(&layout.groups, 64, 1000), Hit::default(), "nothing beyond what is computed");
+    assert_eq!(answer.hit(&layout.groups, 80, 1000), Hit::default(), "nothing beyond what is computed");
     assert_eq!(answer.hit(&layout.groups, 0, 0), Hit::default());
 }
 
