@@ -155,7 +155,15 @@ impl Session {
         };
         check(c!(kvtier_lookup_submit(self.0, &raw const question)), "lookup_submit")?;
         let size = size_u32::<HitInfo>();
-        let mut hit = HitInfo { size, tokens: 0, host_tokens: 0, disk_tokens: 0, object_tokens: 0, peer_tokens: 0 };
+        let mut hit = HitInfo {
+            size,
+            tokens: 0,
+            host_tokens: 0,
+            disk_tokens: 0,
+            object_tokens: 0,
+            peer_tokens: 0,
+            device_tokens: 0,
+        };
         let answer = &raw mut hit;
         until(|| c!(kvtier_lookup_poll(self.0, request.as_ptr(), 0, u32::MAX, answer)), "lookup_poll")?;
         Ok(hit.tokens)

@@ -13,8 +13,6 @@
 //!
 //! Pinned by `columns_come_to_the_checksum` and, for the kernel's own source, `the_kernels_source_computes_the_checksum`.
 
-use kvtier_memory::checksum::combine;
-
 /// CRC-64/NVME's polynomial, reflected.
 const POLYNOMIAL: u64 = 0x9a6c_9329_ac4b_c9b5;
 /// `x^0`.
@@ -41,17 +39,27 @@ pub const fn multiply(a: u64, mut b: u64) -> u64 {
     product
 }
 
+/// `x^(2^k)`, reduced: lengths of frames have few bits, so that their powers take few products.
+const SQUARES: [u64; 64] = {
+    let mut squares = [ONE >> 1; 64];
+    let mut k = 1;
+    while k < 64 {
+        squares[k] = multiply(squares[k - 1], squares[k - 1]);
+        k += 1;
+    }
+    squares
+};
+
 /// `x^exponent`, reduced.
 #[must_use]
-pub const fn power(mut exponent: u64) -> u64 {
-    let mut square = ONE >> 1;
+pub const fn power(exponent: u64) -> u64 {
     let mut result = ONE;
-    while exponent > 0 {
-        if exponent & 1 == 1 {
-            result = multiply(result, square);
+    let mut k = 0;
+    while k < 64 {
+        if (exponent >> k) & 1 == 1 {
+            result = multiply(result, SQUARES[k]);
         }
-        square = multiply(square, square);
-        exponent >>= 1;
+        k += 1;
     }
     result
 }
@@ -91,8 +99,17 @@ pub fn finish(raw: u64, bytes: u64) -> u64 {
 /// The checksum of spans joined, from the raw checksum and the length of each.
 #[must_use]
 pub fn join(parts: impl IntoIterator<Item = (u64, u64)>) -> u64 {
-    let parts = parts.into_iter().map(|(raw, bytes)| (finish(raw, bytes), bytes));
-    parts.fold(0, |sum, (part, bytes)| combine(sum, part, bytes))
+    let (mut sum, mut total) = (0, 0);
+    // Most parts are of one length.
+    let mut shift = (0, ONE);
+    for (raw, bytes) in parts {
+        if shift.0 != bytes {
+            shift = (bytes, power(8 * bytes));
+        }
+        sum = multiply(sum, shift.1) ^ raw;
+        total += bytes;
+    }
+    finish(sum, total)
 }
 
 #[cfg(test)]

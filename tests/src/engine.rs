@@ -311,7 +311,7 @@ impl Engine {
     #[must_use]
     pub fn run_job(&self, session: &Session, kind: Kind, transfers: Vec<Transfer>) -> Vec<Fate> {
         let count = transfers.len();
-        let job = session.submit_job(kind, transfers, self.deadline).expect("a valid job");
+        let job = session.submit_job(kind, transfers, (self.deadline, 0)).expect("a valid job");
         match session.wait_job(job, self.deadline + SLACK, count).expect("room enough") {
             JobPoll::Over(fates) => fates,
             other => panic!("a job of {count} transfers was {other:?} after {:?}", self.deadline + SLACK),

@@ -26,6 +26,7 @@ fn attach_request() -> v1::AttachRequest {
         namespace: Some(v1::Namespace::from(&spec.namespace)),
         layout: Some(v1::Layout::from(&spec.layout)),
         pid: 1,
+        devices: Vec::new(),
     }
 }
 

@@ -44,6 +44,7 @@ impl Extents {
             namespace: Some(v1::Namespace::from(&spec.namespace)),
             layout: Some(v1::Layout::from(&spec.layout)),
             pid: i32::try_from(std::process::id())?,
+            devices: Vec::new(),
         };
         let endpoint = Endpoint::new(format!("unix://{}", spec.socket.display()))?;
         let (client, mut events) = runtime.block_on(async {

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use kvtier_memory::checksum::Checksum;
-use kvtier_memory::copy::{Run, checksum};
+use kvtier_memory::copy::Run;
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -82,13 +82,12 @@ pub(super) fn move_run(run: &Run, flip: bool) {
 
 /// The checksum of spans joined.
 pub(super) fn sum_of(spans: &[Span]) -> u64 {
-    let mut sum = Checksum::new().value();
+    let mut sum = Checksum::new();
     for span in spans {
         let len = usize::try_from(span.bytes).expect("64-bit addresses");
         let at = std::ptr::with_exposed_provenance(usize::try_from(span.base).expect("64-bit addresses"));
         // SAFETY: the submitter promised that spans to be summed are this device's memory, mapped until the work's end.
-        let part = unsafe { checksum(at, len) };
-        sum = kvtier_memory::checksum::combine(sum, part, span.bytes);
+        sum.update(unsafe { std::slice::from_raw_parts(at, len) });
     }
-    sum
+    sum.value()
 }
