@@ -24,6 +24,9 @@ pub(crate) struct Program {
     pub(crate) idle_ms: u64,
     pub(crate) blocks: u64,
     pub(crate) exclusive_blocks: u64,
+    pub(crate) agent_role: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) blocks_parent: Option<bool>,
 }
 
 impl From<&v1::Program> for Program {
@@ -36,6 +39,8 @@ impl From<&v1::Program> for Program {
             idle_ms: p.idle_ms,
             blocks: p.blocks,
             exclusive_blocks: p.exclusive_blocks,
+            agent_role: p.agent_role.clone(),
+            blocks_parent: p.blocks_parent,
         }
     }
 }
@@ -101,6 +106,7 @@ pub(crate) fn table(programs: &[Program]) -> Table {
         ("PROGRAM", Align::Left),
         ("PARENT", Align::Left),
         ("TENANT", Align::Left),
+        ("ROLE", Align::Left),
         ("STATE", Align::Left),
         ("IDLE", Align::Right),
         ("BLOCKS", Align::Right),
@@ -111,6 +117,7 @@ pub(crate) fn table(programs: &[Program]) -> Table {
             &p.program_id,
             &p.parent_program_id,
             &p.tenant,
+            &p.agent_role,
             &p.state,
             &duration_text(Duration::from_millis(p.idle_ms)),
             &p.blocks.to_string(),

@@ -42,6 +42,10 @@ _PARAMS = (
     "parent_program_id",
     "parent_agent_id",
     "session_id",
+    "agent_role",
+    "blocks_parent",
+    "expected_resume",
+    "expected_resume_ms",
     "semantic",
     "spans",
     "taints",
@@ -69,6 +73,12 @@ class Hints:
     def given(self) -> bool:
         """Whether the request carried any."""
         return bool(self.text or self.outcomes)
+
+    def at_the_end(self) -> Hints | None:
+        """What the daemon is told once the request ended; `None` for nothing."""
+        if b"expected_resume" not in self.text:
+            return None
+        return Hints(self.text[:-1] + b',"finished":true}', self.salt)
 
 
 def collect(request: Any) -> Hints:

@@ -79,6 +79,16 @@ class SchedulerSide:
         except NativeError as error:
             logger.debug("hints of %s not handed on: %s", state.id, error)
 
+    def _tell_end(self, state: RequestState) -> None:
+        """Tells the daemon that a request ended, where its client said when the program will be back."""
+        hints = state.hints.at_the_end()
+        if hints is None:
+            return
+        try:
+            self._session.hints_submit(state.id, hints)
+        except NativeError as error:
+            logger.debug("the end of %s not told: %s", state.id, error)
+
     def _outcomes(self, state: RequestState) -> dict | None:
         """What the response tells of the request's hints; None for a request without."""
         if not state.hints.given:
@@ -263,6 +273,8 @@ class SchedulerSide:
         aborted = str(getattr(state.request.status, "name", "")) in ("FINISHED_ABORTED", "FINISHED_ERROR")
         if aborted:
             self._saves.drop(state)
+        else:
+            self._tell_end(state)
         self._saves.trim(state, state.computed_tokens)
         if state.saves.idle:
             if state.load is not None:

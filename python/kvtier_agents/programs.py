@@ -144,6 +144,10 @@ class Program(_Block):
         self.session = session or (parent.session if parent else id)
         self.tolerations: tuple[str, ...] = tuple(more.get("tolerations") or (parent.tolerations if parent else ()))
         self.signals: signals.Signals | None = more.get("signals") or (parent.signals if parent else None)
+        # What it is for: programs of one role take alike.
+        self.role: str = more.get("role") or ""
+        # Whether its parent waits for its end; `None` to say nothing.
+        self.blocks_parent: bool | None = more.get("blocks_parent")
         self.is_branch: bool = more.get("is_branch", False)
         self.ended = False
         self.branches: dict[str, Program] = {}
@@ -388,15 +392,17 @@ def program(name: str, *, id: str | None = None, session: str | None = None, **m
     """A program: the current one's child, if there is one. Its end is a COMPLETION.
 
     `id` is its name and a random tail unless given; `session` the conversation's, the outermost program's id unless
-    given; `tolerations` and `signals` (a `Signals` of its own) are handed on to children.
+    given; `tolerations` and `signals` (a `Signals` of its own) are handed on to children. `role` says what it is for:
+    how long programs of one role take is learnt together; `blocks_parent` whether the current program waits for its
+    end.
     """
     parent = current()
     if id is None:
         tail = f"{_cut(name)}-{uuid.uuid4().hex[:8]}"
         id = _under(parent.id, tail) if parent else tail
-    for what, name in (("program", id), ("session", session)):
+    for what, name in (("program", id), ("session", session), ("role", more.get("role"))):
         if name is not None and (not 0 < len(name.encode()) <= MAX_ID_BYTES or "\0" in name):
-            raise ValueError(f"a {what}'s id has 1 to {MAX_ID_BYTES} bytes and no NUL, got {name!r}")
+            raise ValueError(f"a {what}'s name has 1 to {MAX_ID_BYTES} bytes and no NUL, got {name!r}")
     return Program(id, parent, session, **more)
 
 

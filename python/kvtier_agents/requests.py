@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvtier_agents import signals
+from kvtier_agents.headers import identity
 from kvtier_agents.programs import Program, State
 from kvtier_agents.spans import Asking, SpanReader
 
@@ -39,6 +41,37 @@ def readable(method: str, path: str, content_type: str, length: int) -> bool:
     return named and "json" in content_type and 0 < length <= MAX_BODY_BYTES
 
 
+def said_by(state: State, headers: Mapping[str, str], content: bytes) -> State:
+    """What is current, with the program that the request's headers name where none is and its body names none."""
+    found = identity(headers) if state.program is None else None
+    if found is None or not found.program_id or _names_program(content):
+        return state
+    parent = found.parent_program_id
+    parent = Program(parent, session=found.session_id or None) if parent else None
+    return replace(state, program=Program(found.program_id, parent, found.session_id or None))
+
+
+def _names_program(content: bytes) -> bool:
+    """Whether a body says whose it is, in one of the fields that the daemon reads."""
+    body = _object(content)
+    xargs = _object(body.get("vllm_xargs"))
+    places = (
+        _object(xargs.get("agentic_context")),
+        _object(xargs.get("kvtier")),
+        _object(body.get("kv_transfer_params")),
+    )
+    return any(place.get("program_id") for place in places)
+
+
+def _object(value: Any) -> dict:
+    """An object, or the JSON text of one; empty for anything else."""
+    try:
+        value = json.loads(value) if isinstance(value, (str, bytes)) else value
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def change(state: State, body: dict, reader: SpanReader | None, fairness: bool = False) -> Asking:
     """The request with what is current said in it; `None` to leave it alone. Yields what `SpanReader.spans` does."""
     program = state.program
@@ -62,9 +95,10 @@ def _identity(program: Program | None) -> dict[str, Any]:
     if program is None:
         return {}
     said = {"program_id": program.id, "parent_program_id": program.parent.id if program.parent else ""}
-    said |= {"tolerations": list(program.tolerations)}
+    said |= {"tolerations": list(program.tolerations), "agent_role": program.role}
+    said |= {} if program.blocks_parent is None else {"blocks_parent": program.blocks_parent}
     said |= {} if _fits_header(program.session) else {"session_id": program.session}
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in said.items() if value or value is False}
 
 
 def _headers(program: Program | None, body: dict, fairness: bool) -> dict[str, str]:

@@ -89,12 +89,14 @@ class Sending:
         # Where it would go by itself.
         self.origin = root_of(request.url)
         self.server = self.origin
+        self.state = programs.state()
         self.placement: Placement | None = None
         self.change: requests.Change | None = None
         self.tried: list[str] = []
 
     def flow(self) -> Flow:
         """All steps; returns the response."""
+        self._hear()
         self._choose()
         try:
             self.change = yield from self._changed()
@@ -115,6 +117,13 @@ class Sending:
     def ended(self) -> Any:
         """What to call once the answer was read; `None` for nothing."""
         return functools.partial(self._ended, reached=True) if self.placement else None
+
+    def _hear(self) -> None:
+        """Whose request it is: what is current says, or else its headers."""
+        try:
+            self.state = requests.said_by(self.state, self.request.headers, self.request.content)
+        except Exception as error:
+            self.shared.failed(error)
 
     def _sent(self) -> Flow:
         priority = bool(self.placement and self.placement.priority is not None)
@@ -143,7 +152,7 @@ class Sending:
         body = json.loads(self.request.content)
         if not isinstance(body, dict):
             return None
-        asking = requests.change(programs.state(), body, self.shared.spans, self.shared.fairness)
+        asking = requests.change(self.state, body, self.shared.spans, self.shared.fairness)
         tokens, until = None, time.monotonic() + self.shared.tokenize_seconds
         try:
             while True:
@@ -179,7 +188,7 @@ class Sending:
         if not left:
             return False
         try:
-            self.placement = self.shared.placer.place(programs.current(), left)
+            self.placement = self.shared.placer.place(self.state.program, left)
         except Exception as error:
             self.shared.failed(error)
             self.placement = Placement(left[0], "the placer failed")

@@ -17,7 +17,7 @@ import support  # noqa: F401 (finds the package)
 from fake_server import render
 
 import kvtier_agents
-from kvtier_agents import programs, requests, signals, wire
+from kvtier_agents import headers, programs, requests, signals, wire
 from kvtier_agents.placement import DaemonPlacer, LocalPlacer
 from kvtier_agents.programs import Meaning
 from kvtier_agents.signals import RequestCarrier, Signal, Signals, Unavailable
@@ -37,6 +37,59 @@ class Heard(Signals):
 
     def kinds(self) -> list[tuple[str, str]]:
         return [(s.kind, s.program_id) for s in self.all]
+
+
+class Families(unittest.TestCase):
+    def test_the_table_is_the_documented_one(self):
+        docs = (Path(__file__).parents[2] / "docs" / "HINTS.md").read_text(encoding="utf-8")
+        for family in headers.FAMILIES:
+            of = (family.session, family.program, family.parent)
+            row = [family.sender, *(", ".join(f"`{name}`" for name in names) for names in of)]
+            self.assertIn(row, [_cells(line) for line in docs.splitlines()])
+
+    def test_one_family_counts(self):
+        session = {"x-session-id": "s"}
+        claude = {"x-claude-code-session-id": "c"}
+        agent = {**claude, "x-claude-code-agent-id": "a"}
+        cases = [
+            ({**session, **claude}, ("c", "c", "")),
+            (agent, ("c", "a", "c")),
+            ({**agent, "x-claude-code-parent-agent-id": "p"}, ("c", "a", "p")),
+            ({"session-id": "s", "thread-id": "t"}, ("s", "t", "")),
+            ({**session, "x-llm-d-inference-fairness-id": "f"}, ("s", "f", "")),
+            ({"x-claude-code-session-id": "x" * 129, **session}, ("s", "", "")),
+        ]
+        for given, wanted in cases:
+            found = headers.identity(given)
+            self.assertEqual((found.session_id, found.program_id, found.parent_program_id), wanted)
+        self.assertIsNone(headers.identity({"authorization": "Bearer"}))
+
+    def test_headers_name_the_program_where_nothing_else_does(self):
+        given = {"x-claude-code-session-id": "c", "x-claude-code-agent-id": "a"}
+        said = requests.said_by(programs.State(), given, b"{}").program
+        self.assertEqual((said.id, said.parent.id, said.session), ("a", "c", "c"))
+        current = programs.State(programs.Program("own"))
+        self.assertIs(requests.said_by(current, given, b"{}"), current)
+        for body in (
+            {"vllm_xargs": {"agentic_context": '{"program_id": "own"}'}},
+            {"kv_transfer_params": {"program_id": "p"}},
+        ):
+            self.assertIsNone(requests.said_by(programs.State(), given, json.dumps(body).encode()).program)
+        self.assertIsNotNone(requests.said_by(programs.State(), given, b"no JSON").program)
+
+    def test_roles_and_what_a_parent_waits_for_are_said(self):
+        with kvtier_agents.program("p", id="p", role="planner", blocks_parent=False, signals=Heard()):
+            flow = requests.change(programs.state(), {}, None)
+            with self.assertRaises(StopIteration) as done:
+                next(flow)
+        said = json.loads(done.exception.value.body["vllm_xargs"]["kvtier"])
+        self.assertEqual(said, {"program_id": "p", "agent_role": "planner", "blocks_parent": False})
+        with self.assertRaises(ValueError):
+            kvtier_agents.program("p", role="x" * 129)
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 class Programs(unittest.TestCase):

@@ -68,6 +68,14 @@ class Attached:
             with run.branch("b"), kvtier_agents.segment(ttl="10m"):
                 return self.post(url, attachment, **more)
 
+    def test_headers_of_agents_become_fields_of_the_body(self):
+        server = self.servers[0]
+        given = {"x-claude-code-session-id": "s", "x-claude-code-agent-id": "a"}
+        how = {"content": json.dumps(BODY), "headers": {"content-type": "application/json", **given}}
+        self.assertEqual(self.post(server.url + CHAT, Attachment(spans=None), **how).status_code, 200)
+        self.assertEqual(server.said(), {"program_id": "a", "parent_program_id": "s"})
+        self.assertEqual(server.requests[0][1]["x-session-id"], "s")
+
     def test_requests_say_who_they_are_and_what_they_mean(self):
         server, attachment = self.servers[0], Attachment(fairness=True)
         self.assertEqual(self.in_program(server.url + CHAT, attachment).status_code, 200)

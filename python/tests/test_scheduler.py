@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import unittest
+from types import SimpleNamespace
 from unittest import mock
 
 from support import BLOCK, Bench, request
@@ -294,6 +295,21 @@ class Saves(unittest.TestCase):
         self.assertIsNone(bench.side.outcomes(plain))
         bench.side.finished(told, ([],))
         self.assertIsNone(bench.side.outcomes(told))
+
+    def test_the_end_is_told_where_the_client_said_when_it_is_back(self):
+        bench = Bench()
+        says = request("r", 32, kv_transfer_params={"program_id": "p", "expected_resume": 5})
+        silent = request("s", 32, kv_transfer_params={"program_id": "p"})
+        aborted = request("a", 32, kv_transfer_params={"program_id": "p", "expected_resume": 5})
+        aborted.status = SimpleNamespace(name="FINISHED_ABORTED")
+        for req in (says, silent, aborted):
+            bench.side.on_new_request(req)
+        self.assertEqual(len(bench.session.hinted), 3)
+        for req in (says, silent, aborted):
+            bench.side.finished(req, ([],))
+        ((name, hints),) = bench.session.hinted[3:]
+        said = json.loads(hints.text)
+        self.assertEqual((name, said["finished"], said["params"]["expected_resume"]), ("r", True, 5))
 
     def test_a_failing_session_costs_the_hints_only(self):
         bench = Bench()

@@ -3,6 +3,7 @@
 use kvtier_proto::v1::{self, Tier};
 use kvtier_tests::daemon::{OLDEST_FIRST, count};
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
+use serde_json::json;
 
 const BLOCK: u64 = 64 << 10;
 const BLOCKS: u32 = 20;
@@ -108,6 +109,65 @@ fn a_stem_stays_in_memory_until_every_branch_has_called() {
     held(0);
     press(&daemon, &mut engine, "all came");
     assert_eq!(in_memory(&daemon, &stem), 0);
+}
+
+#[test]
+fn a_parent_is_back_when_the_last_child_that_blocks_it_ends() {
+    let sections = format!("{OLDEST_FIRST}[programs]\nprefetch_share_percent = 10\n");
+    let daemon = daemon!(Setup { host_mib: 16, sections, ..Setup::default() });
+    let mut engine = Engine::attach(&daemon, &Shape::default());
+    let stem = displaced(&daemon, &mut engine, "boss");
+    for (child, blocks) in [("one", true), ("two", true), ("aside", false)] {
+        let fields = json!({
+            "program_id": child, "parent_program_id": "boss", "agent_role": "worker", "blocks_parent": blocks});
+        engine.says(&fields);
+        engine.put_all(&Prompt::new(format!("of {child}"), 4));
+        engine.get(&Prompt::new(format!("of {child}"), 4));
+    }
+    let listed = daemon.control().programs().expect("programs");
+    let one = listed.iter().find(|p| p.program_id == "one").expect("it is known");
+    assert_eq!((one.agent_role.as_str(), one.blocks_parent), ("worker", Some(true)));
+    signal(&daemon, "one", v1::SignalKind::Completion, 0);
+    assert_eq!(in_memory(&daemon, &stem), 0, "another child is still at work");
+    signal(&daemon, "two", v1::SignalKind::Completion, 0);
+    brought(&daemon, "outstanding", u64::from(BLOCKS) * BLOCK);
+    kvtier_tests::wait::until("the context in memory", || (in_memory(&daemon, &stem) == BLOCKS as usize).then_some(()));
+    engine.speak_for("boss", "", "");
+    assert_eq!(engine.get(&stem).hit.host_tokens, TOKENS);
+    brought(&daemon, "useful", u64::from(BLOCKS) * BLOCK);
+}
+
+#[test]
+fn a_request_says_when_its_program_is_back() {
+    let sections = format!("{OLDEST_FIRST}[programs]\nprefetch_share_percent = 10\n");
+    let daemon = daemon!(Setup { host_mib: 16, sections, ..Setup::default() });
+    let mut engine = Engine::attach(&daemon, &Shape::default());
+    let prompt = displaced(&daemon, &mut engine, "pauser");
+    let hint = |finished: bool| {
+        let params = json!({"program_id": "pauser", "expected_resume_ms": 1_500});
+        let document = json!({"v": 1, "prompt_tokens": TOKENS, "params": params, "finished": finished});
+        let request = kvtier::hints::Hints {
+            request_id: "r".into(),
+            cache_salt: String::new(),
+            client_hints: document.to_string().into(),
+        };
+        engine.scheduler().submit_hints(request).expect("hints within bounds");
+    };
+    let state = || {
+        let listed = daemon.control().programs().ok()?;
+        listed.into_iter().find(|p| p.program_id == "pauser").map(|p| p.state)
+    };
+    hint(false);
+    assert_eq!(state().as_deref(), Some("active"), "the request is under way");
+    hint(true);
+    kvtier_tests::wait::until("the program to wait", || (state()? == "tool_wait").then_some(()));
+    brought(&daemon, "outstanding", u64::from(BLOCKS) * BLOCK);
+    engine.speak_for("pauser", "", "");
+    kvtier_tests::wait::until("the context in memory", || {
+        (in_memory(&daemon, &prompt) == BLOCKS as usize).then_some(())
+    });
+    assert_eq!(engine.get(&prompt).hit.host_tokens, TOKENS);
+    brought(&daemon, "useful", u64::from(BLOCKS) * BLOCK);
 }
 
 #[test]

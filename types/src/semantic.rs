@@ -138,6 +138,10 @@ pub struct RequestHints {
     pub session_id: String,
     /// The program that started this one; empty for none.
     pub parent_program_id: String,
+    /// What the program is for: those of one role take alike; empty when it said none. No longer than a program's id.
+    pub agent_role: String,
+    /// Whether the program that started this one waits for its end; `None` when nobody said.
+    pub blocks_parent: Option<bool>,
     /// Taints that it bears with.
     pub tolerations: Vec<Toleration>,
     /// A soft claim on the blocks it writes: priority, and for how long.

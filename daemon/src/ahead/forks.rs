@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::programs::Return;
+use kvtier_policy::programs::{Kind, Return};
 use kvtier_policy::{HolderName, Holdings};
 use kvtier_types::{BlockKey, Instant};
 
-use super::{Inner, MAX_WAITS, Wait, absent, transfer_of};
+use super::{Inner, MAX_WAITS, Wait, absent, kind, kind_of, transfer_of};
 use crate::claims::settle;
 use crate::node::Node;
 use crate::services::{KEYS_PER_CORE_CALL, gather};
@@ -23,11 +23,6 @@ pub(super) struct Fork {
     stem: Vec<BlockKey>,
     until: Instant,
     branches: u32,
-}
-
-/// Branches of one tenant are of a kind.
-fn kind(name: &HolderName) -> u64 {
-    HolderName::program(&name.tenant, "").number()
 }
 
 /// A program split into branches, each of which begins with its context.
@@ -45,13 +40,7 @@ pub(super) async fn forked(node: &Arc<Node>, name: HolderName, branches: &[Holde
     let mut gone = Vec::new();
     {
         let inner = &mut *node.ahead.inner.lock();
-        for dropped in inner.joins.forked(at, number, branches.iter().map(HolderName::number)) {
-            gone.extend(inner.forks.remove(&dropped));
-            if inner.waits.get(&dropped).is_some_and(|wait| wait.joins) {
-                inner.waits.remove(&dropped);
-                inner.proactive.ended(dropped);
-            }
-        }
+        gone.extend(inner.follow(at, (number, kind(&name, "")), branches.iter().map(HolderName::number)));
         let branches = u32::try_from(branches.len()).unwrap_or(u32::MAX);
         let fork = Fork { name, stem: held, until: at + STEM_PATIENCE, branches };
         gone.extend(inner.forks.insert(number, fork));
@@ -63,15 +52,39 @@ pub(super) async fn forked(node: &Arc<Node>, name: HolderName, branches: &[Holde
     settle(node).await;
 }
 
+/// A program says that its parent waits for its end, or that it does not.
+pub(super) async fn blocks(node: &Arc<Node>, name: &HolderName, (parent, waits): (HolderName, bool), at: Instant) {
+    let (number, of_parent) = (name.number(), parent.number());
+    let mut gone = Vec::new();
+    let kind_of_it = kind_of(node, name);
+    let changed = {
+        let inner = &mut *node.ahead.inner.lock();
+        if waits {
+            let dropped = inner.follow(at, (of_parent, kind(name, "")), [number]);
+            gone.extend(dropped.into_iter().flat_map(|fork| fork.stem));
+            let none = Fork { name: parent, stem: Vec::new(), until: at, branches: 0 };
+            inner.forks.entry(of_parent).or_insert(none);
+            inner.joins.called(at, number, kind_of_it);
+        }
+        let changed = if waits { Some(of_parent) } else { inner.joins.leave(number) };
+        gone.extend(changed.into_iter().flat_map(|parent| inner.stem_of(parent)));
+        changed
+    };
+    if let Some(parent) = changed {
+        expect(node, parent, at);
+    }
+    release(node, &gone).await;
+}
+
 /// A branch made its first call, or a program its first since it forked.
 pub(super) async fn called(node: &Arc<Node>, name: &HolderName, at: Instant) {
-    let number = name.number();
+    let (number, kind) = (name.number(), kind_of(node, name));
     let is_brought = node.ahead.inner.lock().proactive.holds(number);
     let is_here = !is_brought || absent(node, name).0.is_empty();
     let mut gone = Vec::new();
     {
         let inner = &mut *node.ahead.inner.lock();
-        if let Some(parent) = inner.joins.called(at, number) {
+        if let Some(parent) = inner.joins.called(at, number, kind) {
             gone.extend(inner.stem_of(parent));
         }
         if let Some(fork) = inner.forks.remove(&number) {
@@ -87,7 +100,7 @@ pub(super) async fn called(node: &Arc<Node>, name: &HolderName, at: Instant) {
 }
 
 /// A program ended: what its parent waits for is one less.
-pub(super) async fn ended(node: &Arc<Node>, name: &HolderName, at: Instant) {
+pub(super) async fn ended(node: &Arc<Node>, name: &HolderName, kind: Kind, at: Instant) {
     let number = name.number();
     let (mut gone, mut waits) = (Vec::new(), None);
     {
@@ -98,7 +111,7 @@ pub(super) async fn ended(node: &Arc<Node>, name: &HolderName, at: Instant) {
         }
         if let Some((parent, took)) = inner.joins.ended(at, number) {
             if let Some(took) = took {
-                inner.branches.observe(kind(name), None, took);
+                inner.branches.observe(kind, None, took);
             }
             gone.extend(inner.stem_of(parent));
             waits = Some(parent);
@@ -124,7 +137,7 @@ fn expect(node: &Arc<Node>, number: u64, at: Instant) {
         inner.expected(number, at)
     };
     let Some((name, expected)) = wanted else { return };
-    let bytes = node.read_core(|core| core.context_bytes(&name));
+    let (bytes, kind) = node.read_core(|core| (core.context_bytes(&name), kind(&name, core.program_role(&name))));
     let inner = &mut *node.ahead.inner.lock();
     if !inner.forks.contains_key(&number) || inner.proactive.holds(number) {
         return;
@@ -133,7 +146,7 @@ fn expect(node: &Arc<Node>, number: u64, at: Instant) {
         inner.forget_oldest();
     }
     inner.proactive.wait(at, number, (expected, transfer_of(bytes, inner.rate)));
-    inner.waits.insert(number, Wait { name, began: at, announced: None, joins: true });
+    inner.waits.insert(number, Wait { name, kind, began: at, announced: None, joins: true });
 }
 
 impl super::Ahead {
@@ -146,13 +159,26 @@ impl super::Ahead {
 }
 
 impl Inner {
+    /// Branches of a program are followed from now on. Answers with forks that are not any more, for want of room.
+    fn follow(&mut self, at: Instant, program: (u64, Kind), branches: impl IntoIterator<Item = u64>) -> Vec<Fork> {
+        let mut gone = Vec::new();
+        for dropped in self.joins.forked(at, program, branches) {
+            gone.extend(self.forks.remove(&dropped));
+            if self.waits.get(&dropped).is_some_and(|wait| wait.joins) {
+                self.waits.remove(&dropped);
+                self.proactive.ended(dropped);
+            }
+        }
+        gone
+    }
+
     /// A program that forked and waits for nothing else, and when its last branch is expected to end.
     fn expected(&self, number: u64, at: Instant) -> Option<(HolderName, Return)> {
         let name = self.forks.get(&number)?.name.clone();
         if self.proactive.holds(number) || self.waits.get(&number).is_some_and(|wait| !wait.joins) {
             return None;
         }
-        let left = |took| self.branches.expect(kind(&name), None, took);
+        let left = |kind, took| self.branches.expect(kind, None, took);
         let expected = self.joins.rest(at, number, left)?;
         Some((name, expected))
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::programs::{Durations, Joins, Proactive, ProactiveConfig, Spent};
+use kvtier_policy::programs::{Durations, Joins, Kind, Proactive, ProactiveConfig, Spent};
 use kvtier_policy::{HolderName, Holdings, ProgramEvent};
 use kvtier_types::{BlockKey, Instant, Tier};
 use parking_lot::Mutex;
@@ -59,6 +59,7 @@ struct Inner {
 /// A program that waits since `began`, and what it announced.
 struct Wait {
     name: HolderName,
+    kind: Kind,
     began: Instant,
     announced: Option<Duration>,
     /// For branches, not for a tool.
@@ -110,9 +111,15 @@ impl Ahead {
     }
 }
 
-/// Pauses of one tenant are of a kind.
-fn kind(name: &HolderName) -> u64 {
-    HolderName::program(&name.tenant, "").number()
+/// Programs of one tenant and role are of a kind.
+fn kind(name: &HolderName, role: &str) -> Kind {
+    let of = |role: &str| HolderName::program(&name.tenant, role).number();
+    Kind { tenant: of(""), what: if role.is_empty() { 0 } else { of(role) } }
+}
+
+/// The kind of a program that is known.
+fn kind_of(node: &Arc<Node>, name: &HolderName) -> Kind {
+    node.read_core(|core| kind(name, core.program_role(name)))
 }
 
 /// Runs until the node stops.
@@ -145,8 +152,8 @@ pub(crate) async fn run(node: Arc<Node>) {
 async fn hear(node: &Arc<Node>, event: ProgramEvent) {
     match event {
         ProgramEvent::Waits { name, returns_in, at } => {
-            let bytes = node.read_core(|core| core.context_bytes(&name));
-            let (number, kind) = (name.number(), kind(&name));
+            let (bytes, kind) = node.read_core(|core| (core.context_bytes(&name), kind(&name, core.program_role(&name))));
+            let number = name.number();
             let inner = &mut *node.ahead.inner.lock();
             if inner.waits.len() >= MAX_WAITS && !inner.waits.contains_key(&number) {
                 inner.forget_oldest();
@@ -154,29 +161,30 @@ async fn hear(node: &Arc<Node>, event: ProgramEvent) {
             if let Some(expected) = inner.durations.expect(kind, returns_in, Duration::ZERO) {
                 inner.proactive.wait(at, number, (expected, transfer_of(bytes, inner.rate)));
             }
-            inner.waits.insert(number, Wait { name, began: at, announced: returns_in, joins: false });
+            inner.waits.insert(number, Wait { name, kind, began: at, announced: returns_in, joins: false });
         }
         ProgramEvent::Back { name, at } => {
-            let (number, kind) = (name.number(), kind(&name));
+            let number = name.number();
             let is_brought = node.ahead.inner.lock().proactive.holds(number);
             // It may have gone again since.
             let is_here = !is_brought || absent(node, &name).0.is_empty();
             let inner = &mut *node.ahead.inner.lock();
             if let Some(wait) = inner.waits.remove(&number).filter(|wait| !wait.joins) {
-                inner.durations.observe(kind, wait.announced, at.since(wait.began));
+                inner.durations.observe(wait.kind, wait.announced, at.since(wait.began));
             }
             inner.proactive.back(number, is_here);
         }
         ProgramEvent::Forked { name, branches, at } => forks::forked(node, name, &branches, at).await,
         ProgramEvent::Called { name, at } => forks::called(node, &name, at).await,
-        ProgramEvent::Ended { name, at } => {
+        ProgramEvent::Blocks { name, parent, waits, at } => forks::blocks(node, &name, (parent, waits), at).await,
+        ProgramEvent::Ended { name, role, at } => {
             let number = name.number();
             {
                 let inner = &mut *node.ahead.inner.lock();
                 inner.waits.remove(&number);
                 inner.proactive.ended(number);
             }
-            forks::ended(node, &name, at).await;
+            forks::ended(node, &name, kind(&name, &role), at).await;
         }
     }
 }

@@ -129,6 +129,11 @@ impl Heard {
         Resolution::new(carriers, self.client.prompt_tokens)
     }
 
+    /// Whether it tells that the request ended.
+    pub(crate) const fn is_over(&self) -> bool {
+        self.client.finished
+    }
+
     /// What the client asked to be told of its program.
     pub(crate) fn signals(&self) -> impl Iterator<Item = (usize, &Signal)> {
         self.client.carriers().into_iter().enumerate().flat_map(|(n, said)| said.signals.iter().map(move |s| (n, s)))
@@ -172,6 +177,8 @@ pub(crate) fn joined(own: RequestHints, client: RequestHints) -> RequestHints {
         },
         session_id: first(own.session_id, client.session_id),
         parent_program_id: first(own.parent_program_id, client.parent_program_id),
+        agent_role: first(own.agent_role, client.agent_role),
+        blocks_parent: own.blocks_parent.or(client.blocks_parent),
         tolerations: first(own.tolerations, client.tolerations),
         retain: own.retain.or(client.retain),
     }

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use kvtier_policy::{LookupRange, LookupRequest, MAX_HINTED, ReserveRequest};
 use kvtier_proto::{convert, v1};
-use kvtier_types::hints::{Note, Run, Signal};
+use kvtier_types::hints::{Note, Resume, Run, Signal};
 use kvtier_types::{BlockKey, Outcome, RequestHints, TenantId};
 use tonic::Status;
 
+use crate::claims::unix_ms;
 use crate::hints::{Heard, Hold, Holder, joined, outcome, retain_or_pin};
 use crate::node::Node;
 use crate::services::programs;
+
+/// The field that says when a program will be back.
+const EXPECTED_RESUME: &str = "expected_resume";
 
 /// What counts of a request's hints; what cannot be read says nothing here, since `Hint` tells the client so.
 pub(super) fn hear(node: &Arc<Node>, client_hints: &[u8], tenant: &TenantId) -> Option<Heard> {
@@ -39,6 +43,9 @@ pub(super) async fn hint(node: &Arc<Node>, client_hints: &[u8], tenant: &TenantI
             return v1::HintReply { outcomes: vec![outcome(&note)] };
         }
     };
+    if heard.is_over() {
+        return over(node, tenant, &heard).await;
+    }
     let signals: Vec<(usize, Signal)> = heard.signals().map(|(carrier, signal)| (carrier, signal.clone())).collect();
     let request = heard.resolution().request();
     for (carrier, signal) in signals {
@@ -50,6 +57,32 @@ pub(super) async fn hint(node: &Arc<Node>, client_hints: &[u8], tenant: &TenantI
     heard.settle_holds(node.read_core(|core| core.claims_held()[2].1) >= MAX_HINTED as u64);
     heard.notes().for_each(|note| node.hints.counts.note(note));
     v1::HintReply { outcomes: heard.notes().map(outcome).collect() }
+}
+
+/// A request ended, and its program said when it will be back: it waits from now on. What else the client said was told of
+/// and counted as the request began.
+async fn over(node: &Arc<Node>, tenant: &TenantId, heard: &Heard) -> v1::HintReply {
+    let (request, resume) = (heard.resolution().request(), heard.resolution().resume());
+    let Some(resume) = resume.filter(|_| !request.block.program_id.is_empty()) else {
+        return v1::HintReply::default();
+    };
+    let mut note = Note::new("", EXPECTED_RESUME);
+    let signal = waits(resume, &request);
+    settle_signal(&mut note, programs::signal_of_request(node, tenant, signal).await);
+    v1::HintReply { outcomes: vec![outcome(&note)] }
+}
+
+/// The signal of a program that waits, as it said with its request.
+fn waits(resume: Resume, request: &RequestHints) -> v1::SignalRequest {
+    // One that should be back already is back any moment: zero would say that it is not known when.
+    let millis = resume.from_now(unix_ms()).as_millis().max(1);
+    v1::SignalRequest {
+        program_id: request.block.program_id.clone(),
+        parent_program_id: request.parent_program_id.clone(),
+        kind: v1::SignalKind::ToolWait.into(),
+        expected_resume_ms: u64::try_from(millis).unwrap_or(u64::MAX),
+        ..Default::default()
+    }
 }
 
 /// What became of a signal that came with hints.

@@ -4,6 +4,7 @@ mod admin;
 mod caller;
 mod engine;
 mod graphs;
+mod headers;
 mod hinting;
 mod kvcache;
 mod peer;

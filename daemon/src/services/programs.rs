@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
 use super::caller::Caller;
+use super::headers::ByHeaders;
 use super::kvcache::durable;
 use super::{graphs, placing, recovered, to_the_end, wire_status};
 use crate::cluster::fanout::{self, Verb};
@@ -41,26 +42,36 @@ type Answer<T> = Result<Response<T>, Status>;
 impl v1::programs_server::Programs for ProgramsService {
     async fn signal(&self, request: Request<v1::SignalRequest>) -> Answer<v1::SignalReply> {
         let caller = Caller::of(&self.0, &request)?;
-        signal(&self.0, &caller, request.into_inner()).await.map(Response::new)
+        let said = ByHeaders::of(request.metadata());
+        let mut message = request.into_inner();
+        said.name_signaler(&mut message);
+        signal(&self.0, &caller, message).await.map(Response::new)
     }
 
     async fn declare(&self, request: Request<v1::DeclareRequest>) -> Answer<v1::DeclareReply> {
         let caller = Caller::of(&self.0, &request)?;
-        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let said = ByHeaders::of(request.metadata());
+        let (node, mut message) = (Arc::clone(&self.0), request.into_inner());
+        said.name_program(&mut message.program_id);
         let work = async move { graphs::declare(&node, &caller, message).await };
         to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn progress(&self, request: Request<v1::ProgressRequest>) -> Answer<v1::ProgressReply> {
         let caller = Caller::of(&self.0, &request)?;
-        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let said = ByHeaders::of(request.metadata());
+        let (node, mut message) = (Arc::clone(&self.0), request.into_inner());
+        said.name_program(&mut message.program_id);
         let work = async move { graphs::progress(&node, &caller, message).await };
         to_the_end(&self.0, false, work).await.map(Response::new)
     }
 
     async fn get_graph(&self, request: Request<v1::GetGraphRequest>) -> Answer<v1::GetGraphReply> {
         let caller = Caller::of(&self.0, &request)?;
-        graphs::show(&self.0, &caller, &request.into_inner()).map(Response::new)
+        let said = ByHeaders::of(request.metadata());
+        let mut message = request.into_inner();
+        said.name_program(&mut message.program_id);
+        graphs::show(&self.0, &caller, &message).map(Response::new)
     }
 
     async fn next_steps(&self, request: Request<v1::NextStepsRequest>) -> Answer<v1::NextStepsReply> {
@@ -75,7 +86,10 @@ impl v1::programs_server::Programs for ProgramsService {
 
     async fn place(&self, request: Request<v1::PlaceRequest>) -> Answer<v1::PlaceReply> {
         let caller = Caller::of(&self.0, &request)?;
-        placing::place(&self.0, &caller, &request.into_inner()).await.map(Response::new)
+        let said = ByHeaders::of(request.metadata());
+        let mut message = request.into_inner();
+        said.name_context(&mut message);
+        placing::place(&self.0, &caller, &message).await.map(Response::new)
     }
 }
 
@@ -353,6 +367,8 @@ fn wire(view: ProgramView, now: Instant) -> v1::Program {
         exclusive_blocks: view.exclusive,
         is_session: view.name.kind == HolderKind::Session,
         resumes_in_ms: u64::try_from(resumes.as_millis()).unwrap_or(u64::MAX),
+        agent_role: view.role,
+        blocks_parent: view.blocks_parent,
     }
 }
 

@@ -54,9 +54,10 @@ impl Core {
         }
         if !freed.more {
             if let Some(id) = self.catalog.holders.find(name) {
+                let role = std::mem::take(&mut self.catalog.holders.get_mut(id).role);
                 self.catalog.forget_holder(id);
                 self.calls_end(name);
-                self.note_program(ProgramEvent::Ended { name: name.clone(), at: self.clock });
+                self.note_program(ProgramEvent::Ended { name: name.clone(), role, at: self.clock });
                 self.catalog.events.program_ended(name, "abandoned");
             }
             let up_to = self.last_sequence();

@@ -28,6 +28,10 @@ pub struct ProgramView {
     pub blocks: u64,
     /// Those that nobody else does.
     pub exclusive: u64,
+    /// What it says that it is for.
+    pub role: String,
+    /// Whether its parent waits for its end, as it says.
+    pub blocks_parent: Option<bool>,
 }
 
 /// A page that is being filled.
@@ -92,6 +96,8 @@ impl Core {
                     idle: holder.idle(now),
                     blocks: 0,
                     exclusive: 0,
+                    role: holder.role.clone(),
+                    blocks_parent: holder.blocks_parent,
                 };
                 let mut counting = Counting::default();
                 self.catalog.count_tips(&mut counting, holder);

@@ -9,6 +9,7 @@ use kvtier_types::{Instant, RequestHints, ShardKey, TenantId};
 use super::Core;
 use crate::catalog::BlockId;
 use crate::entry::Flags;
+use crate::evict::survival::StopReason;
 use crate::holders::{HolderId, HolderName, HolderState, Service};
 
 /// Blocks of one step of work on what programs hold.
@@ -49,10 +50,23 @@ pub enum ProgramEvent {
         /// When.
         at: Instant,
     },
+    /// Its parent waits for its end from now on, or does not.
+    Blocks {
+        /// Who.
+        name: HolderName,
+        /// Who waits, or not.
+        parent: HolderName,
+        /// Whether it does.
+        waits: bool,
+        /// When.
+        at: Instant,
+    },
     /// It ended.
     Ended {
         /// Who.
         name: HolderName,
+        /// What it said that it was for.
+        role: String,
         /// When.
         at: Instant,
     },
@@ -99,6 +113,7 @@ impl Core {
             self.note_back(now, &name);
             let revived = self.catalog.hold(now, &name, tips);
             self.note_parent(now, &name, &hints.parent_program_id);
+            self.note_role(now, &name, hints);
             revived
         } else if !session.is_empty() {
             self.catalog.hold(now, &HolderName::session(tenant, session), tips)
@@ -196,6 +211,33 @@ impl Core {
         if let Some(child) = self.catalog.holders.find(child) {
             self.catalog.holders.adopt(child, parent);
         }
+    }
+
+    /// What a program says of itself beside its name: what it is for, and whether its parent waits for it.
+    fn note_role(&mut self, at: Instant, name: &HolderName, hints: &RequestHints) {
+        let Some(id) = self.catalog.holders.find(name) else { return };
+        let holder = self.catalog.holders.get_mut(id);
+        if !hints.agent_role.is_empty() && holder.role != hints.agent_role {
+            holder.role.clone_from(&hints.agent_role);
+        }
+        let (Some(waits), false) = (hints.blocks_parent, hints.parent_program_id.is_empty()) else { return };
+        let is_news = holder.blocks_parent.replace(waits) != Some(waits);
+        let parent = HolderName::program(&name.tenant, &hints.parent_program_id);
+        // A parent that called since waits anew.
+        if parent == *name || !(is_news || waits && !self.catalog.holders.is_awaited(&parent)) {
+            return;
+        }
+        if waits {
+            self.catalog.holders.await_call(&parent);
+            self.call_pauses(&parent, StopReason::Join, None);
+        }
+        self.note_program(ProgramEvent::Blocks { name: name.clone(), parent, waits, at });
+    }
+
+    /// What a program says that it is for; empty where it did not.
+    #[must_use]
+    pub fn program_role(&self, name: &HolderName) -> &str {
+        self.catalog.holders.find(name).map_or("", |id| &self.catalog.holders.get(id).role)
     }
 
     /// A block came whose reader is not known: from a former life, or from another node. Its writer holds it.

@@ -59,6 +59,20 @@ impl Family {
         while self.0.core.settle_holders() {}
     }
 
+    /// A request looks these blocks up.
+    fn call(&mut self, hints: &RequestHints, chain: &[u8]) {
+        let range = LookupRange { group: 0, first_block: 0, keys: keys(chain) };
+        let request = LookupRequest {
+            attachment: self.0.who,
+            request_id: "r".into(),
+            ranges: vec![range],
+            local_tokens: 0,
+            tenant: TenantId::shared(),
+            hints: hints.clone(),
+        };
+        self.0.core.lookup(NOW, request).unwrap();
+    }
+
     fn offload(&mut self) {
         let mut offset = 1000;
         while let Some(action) = self.0.core.poll_action() {
@@ -97,6 +111,40 @@ impl Family {
     fn standing(&self, n: u8) -> Standing {
         self.0.core.catalog.get(self.0.core.catalog.find_all(&key(n))[0]).standing
     }
+}
+
+#[test]
+fn a_child_that_blocks_its_parent_says_so_until_the_parent_calls() {
+    let mut f = Family::new();
+    f.0.core.take_program_events();
+    let child =
+        |blocks| RequestHints { agent_role: "coder".into(), blocks_parent: blocks, ..hints("left", "", "main") };
+    let blocks = |f: &mut Family| -> Vec<bool> {
+        let told = |event| match event {
+            ProgramEvent::Blocks { name: who, parent, waits, .. } => {
+                assert_eq!((who, parent), (name("left"), name("main")));
+                Some(waits)
+            }
+            _ => None,
+        };
+        f.0.core.take_program_events().into_iter().filter_map(told).collect()
+    };
+    f.call(&child(None), &[1, 2]);
+    assert!(blocks(&mut f).is_empty());
+    f.call(&child(Some(true)), &[1, 2]);
+    f.call(&child(Some(true)), &[1, 2]);
+    assert_eq!(blocks(&mut f), [true], "it is news once");
+    assert_eq!(f.0.core.program_role(&name("left")), "coder");
+    f.call(&hints("main", "", ""), &[1, 2]);
+    let events = f.0.core.take_program_events();
+    assert!(events.iter().any(|e| matches!(e, ProgramEvent::Called { name: who, .. } if *who == name("main"))));
+    f.call(&child(Some(true)), &[1, 2]);
+    assert_eq!(blocks(&mut f), [true], "the parent waits anew");
+    f.call(&child(Some(false)), &[1, 2]);
+    assert_eq!(blocks(&mut f), [false]);
+    f.signal("left", SignalKind::Cancellation, &[]);
+    let events = f.0.core.take_program_events();
+    assert!(events.iter().any(|e| matches!(e, ProgramEvent::Ended { role, .. } if role == "coder")), "{events:?}");
 }
 
 const ALL: [u8; 9] = [1, 2, 3, 4, 5, 11, 12, 13, 21];

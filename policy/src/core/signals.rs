@@ -276,10 +276,12 @@ impl Core {
                 return true;
             }
             *left = left.saturating_sub(1);
-            self.catalog.holders.get_mut(id).state = HolderState::Ended;
+            let holder = self.catalog.holders.get_mut(id);
+            (holder.state, holder.blocks_parent) = (HolderState::Ended, None);
+            let role = holder.role.clone();
             self.catalog.holders.changed(id);
             self.calls_end(&name);
-            self.note_program(ProgramEvent::Ended { name: name.clone(), at: self.clock });
+            self.note_program(ProgramEvent::Ended { name: name.clone(), role, at: self.clock });
             self.catalog.events.program_ended(&name, "completed");
         }
         false

@@ -170,6 +170,10 @@ pub(crate) struct Holder {
     pub(crate) service: Service,
     /// How often it left tips behind, or moved them up.
     pub(crate) left: u64,
+    /// What it says that it is for.
+    pub(crate) role: String,
+    /// Whether its parent waits for its end, as it says.
+    pub(crate) blocks_parent: Option<bool>,
     touched: u64,
 }
 
@@ -189,6 +193,8 @@ impl Holder {
             awaited: false,
             service: Service::default(),
             left: 0,
+            role: String::new(),
+            blocks_parent: None,
             touched,
         }
     }

@@ -68,7 +68,12 @@ impl Holders {
         }
     }
 
-    /// Whether a holder's call was to be told of.
+    /// Whether a holder's next call is to be told of.
+    pub(crate) fn is_awaited(&self, name: &HolderName) -> bool {
+        self.find(name).is_some_and(|id| self.get(id).awaited)
+    }
+
+    /// Whether a holder's call was to be told of, which it is now.
     pub(crate) fn take_awaited(&mut self, name: &HolderName) -> bool {
         self.find(name).is_some_and(|id| std::mem::take(&mut self.get_mut(id).awaited))
     }

@@ -10,16 +10,23 @@ use std::time::Duration;
 
 use kvtier_types::Instant;
 
-use super::Return;
+use super::{Kind, Return};
 
 /// Branches of all forks that are followed at once.
 pub const MAX_BRANCHES: usize = 65_536;
 
+#[derive(Debug, Clone, Copy, Default)]
+struct Branch {
+    /// Its first call.
+    began: Option<Instant>,
+    kind: Kind,
+}
+
 #[derive(Debug)]
 struct Fork {
     at: Instant,
-    /// Branches that did not end, with the time of their first call.
-    running: BTreeMap<u64, Option<Instant>>,
+    /// Branches that did not end.
+    running: BTreeMap<u64, Branch>,
 }
 
 /// Forks by the number of the program that forked.
@@ -32,8 +39,13 @@ pub struct Joins {
 }
 
 impl Joins {
-    /// A program forked, perhaps once more. Answers with the programs that are not followed any more for want of room.
-    pub fn forked(&mut self, now: Instant, program: u64, branches: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    /// A program forked, perhaps once more, into branches of a kind. Answers with the programs that are not followed any more for want of room.
+    pub fn forked(
+        &mut self,
+        now: Instant,
+        (program, kind): (u64, Kind),
+        branches: impl IntoIterator<Item = u64>,
+    ) -> Vec<u64> {
         let mut fork = self.take(program).unwrap_or(Fork { at: now, running: BTreeMap::new() });
         fork.at = now;
         self.parents.extend(fork.running.keys().map(|branch| (*branch, program)));
@@ -42,7 +54,7 @@ impl Joins {
                 self.leave(branch);
             }
             self.parents.insert(branch, program);
-            fork.running.entry(branch).or_insert(None);
+            fork.running.entry(branch).or_insert(Branch { began: None, kind });
         }
         if fork.running.is_empty() {
             return Vec::new();
@@ -58,39 +70,47 @@ impl Joins {
         dropped
     }
 
-    /// A program called. Answers with the one whose branch it is, should this have been its first call.
-    pub fn called(&mut self, now: Instant, branch: u64) -> Option<u64> {
+    /// A program called, and is of a kind. Answers with the one whose branch it is, should this have been its first call.
+    pub fn called(&mut self, now: Instant, branch: u64, kind: Kind) -> Option<u64> {
         let parent = *self.parents.get(&branch)?;
-        let began = self.forks.get_mut(&parent)?.running.get_mut(&branch)?;
-        if began.is_some() {
+        let branch = self.forks.get_mut(&parent)?.running.get_mut(&branch)?;
+        branch.kind = kind;
+        if branch.began.is_some() {
             return None;
         }
-        *began = Some(now);
+        branch.began = Some(now);
         Some(parent)
     }
 
     /// A branch ended. Answers with the program that forked it, and how long the branch took since its first call.
     pub fn ended(&mut self, now: Instant, branch: u64) -> Option<(u64, Option<Duration>)> {
         let parent = self.parents.remove(&branch)?;
-        let began = self.forks.get_mut(&parent)?.running.remove(&branch)?;
-        Some((parent, began.map(|at| now.since(at))))
+        let ended = self.forks.get_mut(&parent)?.running.remove(&branch)?;
+        Some((parent, ended.began.map(|at| now.since(at))))
+    }
+
+    /// A branch is none any more: its program does not wait for it. Answers with that program.
+    pub fn leave(&mut self, branch: u64) -> Option<u64> {
+        let parent = self.parents.remove(&branch)?;
+        self.forks.get_mut(&parent)?.running.remove(&branch);
+        Some(parent)
     }
 
     /// Whether every branch of a program has called or ended.
     #[must_use]
     pub fn all_called(&self, program: u64) -> bool {
-        self.forks.get(&program).is_none_or(|fork| fork.running.values().all(Option::is_some))
+        self.forks.get(&program).is_none_or(|fork| fork.running.values().all(|branch| branch.began.is_some()))
     }
 
-    /// When the last branch of a program will have ended, from now on, where `left` says it of one that took so long
+    /// When the last branch of a program will have ended, from now on, where `left` says it of one of a kind that took so long
     /// already. `None` where that is not known of one, or the program did not fork.
     #[must_use]
-    pub fn rest(&self, now: Instant, program: u64, left: impl Fn(Duration) -> Option<Return>) -> Option<Return> {
+    pub fn rest(&self, now: Instant, program: u64, left: impl Fn(Kind, Duration) -> Option<Return>) -> Option<Return> {
         let none = Return { early: Duration::ZERO, usual: Duration::ZERO, late: Duration::ZERO };
         let mut last = none;
-        for began in self.forks.get(&program)?.running.values() {
-            let took = began.map_or(Duration::ZERO, |at| now.since(at));
-            let whole = left(took)?;
+        for branch in self.forks.get(&program)?.running.values() {
+            let took = branch.began.map_or(Duration::ZERO, |at| now.since(at));
+            let whole = left(branch.kind, took)?;
             let rest = |span: Duration| span.saturating_sub(took);
             last = Return {
                 early: last.early.max(rest(whole.early)),
@@ -114,13 +134,6 @@ impl Joins {
         });
         Some(fork)
     }
-
-    fn leave(&mut self, branch: u64) {
-        let Some(parent) = self.parents.remove(&branch) else { return };
-        if let Some(fork) = self.forks.get_mut(&parent) {
-            fork.running.remove(&branch);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -128,6 +141,8 @@ mod tests {
     use proptest::prelude::{prop, proptest};
 
     use super::*;
+
+    const KIND: Kind = Kind { tenant: 1, what: 0 };
 
     const fn at(secs: u64) -> Instant {
         Instant::from_nanos(secs * 1_000_000_000)
@@ -137,17 +152,20 @@ mod tests {
         Duration::from_secs(secs)
     }
 
-    fn takes(whole: u64) -> impl Fn(Duration) -> Option<Return> {
-        move |_| Some(Return { early: secs(whole), usual: secs(whole * 2), late: secs(whole * 3) })
+    fn takes(whole: u64) -> impl Fn(Kind, Duration) -> Option<Return> {
+        move |_, _| Some(Return { early: secs(whole), usual: secs(whole * 2), late: secs(whole * 3) })
     }
 
     #[test]
     fn the_stem_is_needed_until_every_branch_called_or_ended() {
         let mut joins = Joins::default();
-        joins.forked(at(0), 1, [2, 3, 4]);
-        assert_eq!((joins.called(at(1), 2), joins.called(at(2), 2), joins.called(at(2), 9)), (Some(1), None, None));
+        joins.forked(at(0), (1, KIND), [2, 3, 4]);
+        assert_eq!(
+            (joins.called(at(1), 2, KIND), joins.called(at(2), 2, KIND), joins.called(at(2), 9, KIND)),
+            (Some(1), None, None)
+        );
         assert!(!joins.all_called(1));
-        joins.called(at(2), 3);
+        joins.called(at(2), 3, KIND);
         assert_eq!(joins.ended(at(3), 4), Some((1, None)), "it never called");
         assert!(joins.all_called(1));
         assert_eq!(joins.ended(at(7), 3), Some((1, Some(secs(5)))));
@@ -156,27 +174,40 @@ mod tests {
     #[test]
     fn the_last_branch_counts_beyond_what_it_took() {
         let mut joins = Joins::default();
-        joins.forked(at(0), 1, [2, 3]);
-        joins.called(at(0), 2);
-        joins.called(at(4), 3);
+        joins.forked(at(0), (1, KIND), [2, 3]);
+        joins.called(at(0), 2, KIND);
+        joins.called(at(4), 3, KIND);
         let rest = joins.rest(at(6), 1, takes(10)).unwrap();
         assert_eq!((rest.early, rest.usual, rest.late), (secs(8), secs(18), secs(28)));
         joins.ended(at(6), 3);
         assert_eq!(joins.rest(at(6), 1, takes(10)).unwrap().early, secs(4));
         joins.ended(at(6), 2);
-        assert_eq!(joins.rest(at(6), 1, |_| None).unwrap().late, Duration::ZERO, "nothing is left to wait for");
+        assert_eq!(joins.rest(at(6), 1, |_, _| None).unwrap().late, Duration::ZERO, "nothing is left to wait for");
         assert_eq!(joins.rest(at(6), 5, takes(10)), None);
+    }
+
+    #[test]
+    fn branches_of_a_kind_take_as_it_does_and_those_that_nobody_waits_for_nothing() {
+        let mut joins = Joins::default();
+        let slow = Kind { tenant: 1, what: 9 };
+        joins.forked(at(0), (1, KIND), [2, 3]);
+        joins.called(at(0), 2, KIND);
+        joins.called(at(0), 3, slow);
+        let left = |kind, took| takes(if kind == slow { 60 } else { 10 })(kind, took);
+        assert_eq!(joins.rest(at(5), 1, left).unwrap().early, secs(55));
+        assert_eq!((joins.leave(3), joins.leave(3)), (Some(1), None));
+        assert_eq!(joins.rest(at(5), 1, left).unwrap().early, secs(5));
     }
 
     #[test]
     fn a_second_fork_adds_branches_and_a_branch_has_one_program() {
         let mut joins = Joins::default();
-        joins.forked(at(0), 1, [2]);
-        joins.called(at(1), 2);
-        joins.forked(at(2), 1, [2, 3]);
-        assert_eq!(joins.called(at(3), 2), None, "it is known to have called");
-        joins.forked(at(4), 7, [3]);
-        assert_eq!(joins.called(at(5), 3), Some(7));
+        joins.forked(at(0), (1, KIND), [2]);
+        joins.called(at(1), 2, KIND);
+        joins.forked(at(2), (1, KIND), [2, 3]);
+        assert_eq!(joins.called(at(3), 2, KIND), None, "it is known to have called");
+        joins.forked(at(4), (7, KIND), [3]);
+        assert_eq!(joins.called(at(5), 3, KIND), Some(7));
         assert!(joins.forget(1) && !joins.forget(1));
         assert_eq!(joins.ended(at(6), 2), None);
     }
@@ -184,13 +215,14 @@ mod tests {
     proptest! {
         /// However programs fork, call and end, branches and programs name each other, within the bound.
         #[test]
-        fn branches_and_programs_agree(steps in prop::collection::vec((0_u8..4, 0_u64..6, 0_u64..12), 0..80)) {
+        fn branches_and_programs_agree(steps in prop::collection::vec((0_u8..5, 0_u64..6, 0_u64..12), 0..80)) {
             let mut joins = Joins::default();
             for (n, (what, program, branch)) in (0..).zip(steps) {
                 match what {
-                    0 => drop(joins.forked(at(n), program, [branch, branch + 1])),
-                    1 => drop(joins.called(at(n), branch)),
+                    0 => drop(joins.forked(at(n), (program, KIND), [branch, branch + 1])),
+                    1 => drop(joins.called(at(n), branch, KIND)),
                     2 => drop(joins.ended(at(n), branch)),
+                    3 => drop(joins.leave(branch)),
                     _ => drop(joins.forget(program)),
                 }
                 let named: Vec<(u64, u64)> =

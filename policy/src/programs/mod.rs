@@ -21,7 +21,7 @@ pub use costing::{
     Bill, BlockPlaces, Costing, DEFAULT_PREFILL_TOKENS_PER_SECOND, LoadRates, MAX_BLOCK_INDEX, Server, ShardPlaces,
     Step, choose,
 };
-pub use durations::{Durations, Return};
+pub use durations::{Durations, Kind, Return};
 pub use hot::{Hot, MAX_PREFIXES};
 pub use joins::{Joins, MAX_BRANCHES};
 pub use order::{Rank, attained_bucket, attained_floor, upward_ranks};

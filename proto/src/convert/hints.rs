@@ -40,6 +40,8 @@ pub fn hints(wire: Option<&v1::BlockHints>) -> Result<RequestHints, WireError> {
         },
         session_id: id("hints.session_id", &wire.session_id)?,
         parent_program_id: id("hints.parent_program_id", &wire.parent_program_id)?,
+        agent_role: id("hints.agent_role", &wire.agent_role)?,
+        blocks_parent: wire.blocks_parent,
         tolerations: wire.tolerations.iter().map(toleration).collect::<Result<_, _>>()?,
         retain: (wire.retain_ms > 0).then(|| (priority, Duration::from_millis(wire.retain_ms))),
     })
@@ -53,6 +55,8 @@ impl From<&RequestHints> for v1::BlockHints {
             semantic: v1::SemanticType::from(hints.block.semantic).into(),
             session_id: hints.session_id.clone(),
             parent_program_id: hints.parent_program_id.clone(),
+            agent_role: hints.agent_role.clone(),
+            blocks_parent: hints.blocks_parent,
             taints: hints.block.taints.iter().map(Into::into).collect(),
             tolerations: hints.tolerations.iter().map(Into::into).collect(),
             priority: priority.into(),
@@ -153,6 +157,8 @@ mod tests {
             },
             session_id: "s".into(),
             parent_program_id: "p".into(),
+            agent_role: "planner".into(),
+            blocks_parent: Some(false),
             tolerations: vec!["a=b:NoServe".parse().unwrap(), "*".parse().unwrap()],
             retain: Some((90, Duration::from_secs(5))),
         };

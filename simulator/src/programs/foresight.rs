@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kvtier_policy::evict::survival::StopReason;
+use kvtier_policy::programs::Kind;
 use kvtier_types::Instant;
 
 use super::cache::{DISK, HOST};
@@ -21,6 +22,12 @@ const JOINS: u64 = 1000;
 const UNTOLD: u64 = 2000;
 /// Returns of which the late quantile is so many times the early one are not bet on.
 const UNSURE: f64 = 30.0;
+
+/// Pauses of a number are alike; all programs of a run are one tenant's.
+const fn alike(number: u64) -> Kind {
+    // Zero stands for all of a tenant together.
+    Kind { tenant: 0, what: number + 1 }
+}
 
 /// The key of blocks that are used after so many steps; those with more go first, then those used before.
 pub(super) fn steps_key(until: u32, now: Instant) -> u64 {
@@ -54,7 +61,9 @@ impl World<'_> {
 
     /// An announced pause, as such pauses were.
     fn corrected(&self, step: &Step, told: Duration) -> Duration {
-        self.durations.expect(u64::from(step.tool), Some(told), Duration::ZERO).map_or(told, |expected| expected.usual)
+        self.durations
+            .expect(alike(step.tool.into()), Some(told), Duration::ZERO)
+            .map_or(told, |expected| expected.usual)
     }
 
     /// A lane's step has ended: its pause begins. Returns when it is said to be back.
@@ -94,7 +103,7 @@ impl World<'_> {
         let expected = if self.how.told == Told::Exactly {
             known.says.map(|says| kvtier_policy::programs::Return { early: says, usual: says, late: says })
         } else {
-            self.durations.expect(known.kind, known.says, Duration::ZERO)
+            self.durations.expect(alike(known.kind), known.says, Duration::ZERO)
         };
         let Some(expected) = expected else { return };
         if expected.late.as_secs_f64() > UNSURE * expected.early.as_secs_f64().max(0.05) {
@@ -201,7 +210,7 @@ impl World<'_> {
         let lane = self.work.programs[number as usize].steps[at as usize].lane;
         let known = &mut self.lanes[lane as usize];
         let Some(paused) = known.paused.take() else { return };
-        self.durations.observe(known.kind, known.says, now.since(paused));
+        self.durations.observe(alike(known.kind), known.says, now.since(paused));
         if was != NOWHERE {
             self.nodes[was as usize].proactive.back(u64::from(lane), was == node);
             if was != node {

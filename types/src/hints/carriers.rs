@@ -4,6 +4,8 @@
 //! {"v": 1, "prompt_tokens": 900, "session_id": "s",
 //!  "kv_hints": {"actions": [..]}, "xargs": {..}, "params": {..}}
 //! ```
+//! With `"finished": true` it tells that the request ended: what is to be done then is done, and nothing else once more.
+//!
 //! `xargs` is vLLM's `vllm_xargs` (values there are scalars: an object may come as its JSON text), `params` its
 //! `kv_transfer_params`.
 
@@ -42,6 +44,8 @@ pub enum BadHints {
 /// What came with one request, carrier by carrier.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ClientHints {
+    /// Whether the request ended.
+    pub finished: bool,
     /// Tokens of the prompt: where the output begins.
     pub prompt_tokens: u32,
     /// The `kv_hints` envelope.
@@ -75,6 +79,7 @@ impl ClientHints {
         let tokens = object.get("prompt_tokens").and_then(Value::as_u64).unwrap_or_default();
         let sub = |key| object.get(key).and_then(Value::as_object);
         Ok(Self {
+            finished: object.get("finished").and_then(Value::as_bool).unwrap_or_default(),
             prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
             envelope: object.get("kv_hints").filter(|v| !v.is_null()).map(envelope).unwrap_or_default(),
             xargs: sub("xargs").map(xargs).unwrap_or_default(),

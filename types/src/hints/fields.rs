@@ -6,8 +6,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{MAX_CHILDREN, MAX_PRIORITY, MAX_SPANS, MAX_TTL, Note, Part, Said, Signal, Span};
+use super::{MAX_CHILDREN, MAX_PRIORITY, MAX_SPANS, MAX_TTL, Note, Part, Resume, Said, Signal, Span};
 use crate::{BlockHints, SemanticType, Taint, Toleration, parse_span};
+
+/// An `expected_resume` from here on is a time: seconds of Unix time. Below, and up to [`MAX_TTL`], it is a span.
+const FIRST_TIME_SECONDS: f64 = 1e9;
+/// The last time that is one: it fits milliseconds in 64 bits by far.
+const LAST_TIME_SECONDS: f64 = 1e12;
 
 /// A JSON object.
 pub(super) type Object = Map<String, Value>;
@@ -19,6 +24,12 @@ impl Said {
         take_id(&mut self.program_id, from, &["program_id"], notes);
         take_id(&mut self.parent_program_id, from, &["parent_program_id", "parent_agent_id"], notes);
         take_id(&mut self.session_id, from, &["session_id"], notes);
+        take_id(&mut self.agent_role, from, &["agent_role"], notes);
+        self.blocks_parent = self.blocks_parent.or_else(|| flag(from, "blocks_parent", notes));
+        // Beside the name of a signal it is the signal's.
+        if !from.get("signal").is_some_and(Value::is_string) {
+            self.expected_resume = self.expected_resume.or_else(|| resume(from, notes));
+        }
         let tolerations =
             texts(from, "tolerations", Toleration::MAX_PER_REQUEST, notes, |text| text.parse::<Toleration>().ok());
         self.tolerations.extend(tolerations);
@@ -123,6 +134,26 @@ pub(super) fn span_of_time(from: &Object, key: &str, note: &mut Note) -> Option<
     match found.filter(|span| !span.is_zero() && *span <= MAX_TTL) {
         Some(span) => taken(note, span),
         None => refused(note, &format!("{key}: more than 0 and at most 30 days, in seconds or as `5m`")),
+    }
+}
+
+/// A span as [`span_of_time`] reads it, or seconds of Unix time.
+fn resume(from: &Object, note: &mut Note) -> Option<Resume> {
+    const KEY: &str = "expected_resume";
+    match present(from, KEY).and_then(Value::as_f64) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "up to 1e15, checked here")]
+        Some(at) if (FIRST_TIME_SECONDS..=LAST_TIME_SECONDS).contains(&at) => {
+            taken(note, Resume::At((at * 1e3) as u64))
+        }
+        _ => span_of_time(from, KEY, note).map(Resume::In),
+    }
+}
+
+/// Yes or no.
+fn flag(from: &Object, key: &str, note: &mut Note) -> Option<bool> {
+    match present(from, key)? {
+        Value::Bool(flag) => taken(note, *flag),
+        _ => refused(note, &format!("{key}: true or false")),
     }
 }
 

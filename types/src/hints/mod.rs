@@ -15,6 +15,7 @@ mod carriers;
 mod envelope;
 mod fields;
 mod foreign;
+pub mod headers;
 mod note;
 mod resolve;
 #[cfg(test)]
@@ -123,6 +124,26 @@ impl Signal {
     }
 }
 
+/// When a program says that it will be back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// So long after the request ended.
+    In(Duration),
+    /// At this time, in milliseconds of Unix time.
+    At(u64),
+}
+
+impl Resume {
+    /// How long from now on, asked as the request ends; at most [`MAX_TTL`].
+    #[must_use]
+    pub fn from_now(self, now_unix_ms: u64) -> Duration {
+        match self {
+            Self::In(span) => span,
+            Self::At(at) => Duration::from_millis(at.saturating_sub(now_unix_ms)).min(MAX_TTL),
+        }
+    }
+}
+
 /// What one carrier said.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Said {
@@ -132,6 +153,12 @@ pub struct Said {
     pub parent_program_id: Option<String>,
     /// The client's conversation.
     pub session_id: Option<String>,
+    /// What the program is for: those of one role behave alike.
+    pub agent_role: Option<String>,
+    /// Whether the parent program waits for this one's end.
+    pub blocks_parent: Option<bool>,
+    /// When the program will be back after this request.
+    pub expected_resume: Option<Resume>,
     /// Taints that the request bears with.
     pub tolerations: Vec<Toleration>,
     /// Of its blocks.
@@ -146,10 +173,12 @@ impl Said {
     /// Whether it says nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { program_id, parent_program_id, session_id, tolerations, spans, signals, notes: _ } = self;
-        program_id.is_none()
-            && parent_program_id.is_none()
-            && session_id.is_none()
+        let Self { program_id, parent_program_id, session_id, tolerations, spans, signals, .. } = self;
+        let Self { agent_role, blocks_parent, expected_resume, notes: _, .. } = self;
+        let texts = [program_id, parent_program_id, session_id, agent_role];
+        texts.into_iter().all(Option::is_none)
+            && blocks_parent.is_none()
+            && expected_resume.is_none()
             && tolerations.is_empty()
             && spans.is_empty()
             && signals.is_empty()

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{DEFAULT_PRIORITY, DEFAULT_TTL, Part, Said, Span};
+use super::{DEFAULT_PRIORITY, DEFAULT_TTL, Part, Resume, Said, Span};
 use crate::{BlockHints, RequestHints, SemanticType, Taint};
 
 /// Consecutive blocks of which the same is said.
@@ -39,6 +39,12 @@ impl<'a> Resolution<'a> {
     #[must_use]
     pub fn request(&self) -> RequestHints {
         self.hints_for(None)
+    }
+
+    /// When the program says that it will be back after the request.
+    #[must_use]
+    pub fn resume(&self) -> Option<Resume> {
+        self.first(|said| said.expected_resume)
     }
 
     /// The same for the block of tokens `tokens`. A block that spans several parts takes the most durable type, all
@@ -105,6 +111,8 @@ impl<'a> Resolution<'a> {
             },
             session_id: text(|s| &s.session_id),
             parent_program_id: text(|s| &s.parent_program_id),
+            agent_role: text(|s| &s.agent_role),
+            blocks_parent: self.first(|s| s.blocks_parent),
             tolerations: self.first(|s| (!s.tolerations.is_empty()).then(|| s.tolerations.clone())).unwrap_or_default(),
             retain: claimed.then(|| (priority.unwrap_or(DEFAULT_PRIORITY), ttl.unwrap_or(DEFAULT_TTL))),
         }

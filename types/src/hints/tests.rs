@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::{Strategy, any, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use serde_json::{Value, json};
 
-use super::{BadHints, ClientHints, MAX_ACTIONS, MAX_JSON_BYTES, Part, Resolution, Said, read_envelope_json};
+use super::{BadHints, ClientHints, MAX_ACTIONS, MAX_JSON_BYTES, Part, Resolution, Resume, Said, read_envelope_json};
 use crate::{Outcome, SemanticType};
 
 fn read(document: &Value) -> ClientHints {
@@ -114,6 +114,46 @@ fn unknown_actions_are_ignored_and_counted() {
 }
 
 #[test]
+fn roles_and_returns_are_read_wherever_our_fields_are() {
+    let fields = json!({"program_id": "p", "agent_role": "coder", "blocks_parent": false, "expected_resume": "90s"});
+    for document in [
+        json!({"v": 1, "kv_hints": envelope(&[("kvtier.annotate", fields.clone())])}),
+        json!({"v": 1, "xargs": {"agentic_context": fields.to_string()}}),
+        json!({"v": 1, "xargs": {"kvtier": fields}}),
+        json!({"v": 1, "params": fields, "finished": true}),
+    ] {
+        let hints = read(&document);
+        let all = resolution(&hints);
+        let request = all.request();
+        assert_eq!((request.agent_role.as_str(), request.blocks_parent), ("coder", Some(false)), "{document}");
+        assert_eq!(all.resume(), Some(Resume::In(Duration::from_secs(90))), "{document}");
+        assert_eq!(hints.finished, document["finished"] == json!(true));
+    }
+}
+
+#[test]
+fn a_return_is_a_span_or_a_time_and_never_both_a_signals_and_a_requests() {
+    let of = |fields: Value| {
+        let hints = read(&json!({"v": 1, "params": fields}));
+        (resolution(&hints).resume(), hints.params.signals.first().map(|s| s.expected_resume))
+    };
+    let span = |seconds| Some(Resume::In(Duration::from_secs(seconds)));
+    assert_eq!(of(json!({"expected_resume": 5})), (span(5), None));
+    assert_eq!(of(json!({"expected_resume_ms": 7000})), (span(7), None));
+    assert_eq!(of(json!({"expected_resume": 1_800_000_000.5})), (Some(Resume::At(1_800_000_000_500)), None));
+    for none in [json!(0), json!(-1), json!(9e6), json!(1e13), json!("soon"), json!([1])] {
+        assert_eq!(of(json!({"expected_resume": none})), (None, None));
+    }
+    let both = of(json!({"signal": "TOOL_WAIT", "expected_resume": 5}));
+    assert_eq!(both, (None, Some(Duration::from_secs(5))));
+    let apart = of(json!({"signal": {"kind": "TOOL_WAIT", "expected_resume": 2}, "expected_resume": 5}));
+    assert_eq!(apart, (span(5), Some(Duration::from_secs(2))));
+    assert_eq!(Resume::At(5_000).from_now(3_000), Duration::from_secs(2));
+    assert_eq!(Resume::At(5_000).from_now(9_000), Duration::ZERO);
+    assert_eq!(Resume::At(u64::MAX).from_now(0), super::MAX_TTL);
+}
+
+#[test]
 fn other_vocabularies_map_onto_claims() {
     for (fields, priority, seconds) in [
         (json!({"prompt_cache_retention": "24h"}), 50, 86_400),
@@ -220,6 +260,10 @@ fn anything() -> impl Strategy<Value = Value> {
             "spans",
             "taints",
             "tolerations",
+            "agent_role",
+            "blocks_parent",
+            "expected_resume",
+            "expected_resume_ms",
             "priority",
             "ttl",
             "ttl_ms",
