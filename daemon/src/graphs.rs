@@ -9,7 +9,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvtier_policy::programs::graphs::{GraphCounts, GraphName, Graphs, Plan, Step, StepState};
+use kvtier_policy::programs::graphs::{GraphCounts, GraphName, Graphs, Plan, SharedContext, Step, StepState};
+use kvtier_proto::convert::WireError;
 use kvtier_proto::{convert, v1};
 use kvtier_storage::journal::{Entry, GraphKey, GraphProgress, GraphRecord};
 use kvtier_types::Instant;
@@ -50,7 +51,8 @@ impl Room {
             let name = GraphName { tenant: record.key.tenant, program: record.key.program };
             let plan = v1::DeclareRequest::decode(record.bytes.as_slice())
                 .map_err(anyhow::Error::from)
-                .and_then(|message| Ok(Plan::new(message.steps.into_iter().map(step).collect())?));
+                .and_then(|message| Ok(message.steps.into_iter().map(step).collect::<Result<_, _>>()?))
+                .and_then(|steps| Ok(Plan::new(steps)?));
             match plan {
                 Ok(plan) => {
                     let states: Vec<StepState> = record.progress.into_iter().map(state).collect();
@@ -81,9 +83,12 @@ pub(crate) fn key(name: &GraphName) -> GraphKey {
 }
 
 /// A step as it came over the wire, not checked.
-pub(crate) fn step(wire: v1::GraphStep) -> Step {
+///
+/// # Errors
+/// For keys that are none, and a part of a context that is named in two ways.
+pub(crate) fn step(wire: v1::GraphStep) -> Result<Step, WireError> {
     let shares = convert::semantic(wire.shares);
-    Step {
+    Ok(Step {
         id: wire.step_id,
         program: wire.program_id,
         after: wire.after,
@@ -92,6 +97,32 @@ pub(crate) fn step(wire: v1::GraphStep) -> Step {
         tokens: wire.tokens,
         kind: wire.kind,
         shares,
+        shared: wire.shared_context.map(shared).transpose()?,
+    })
+}
+
+fn shared(wire: v1::SharedContext) -> Result<SharedContext, WireError> {
+    let v1::SharedContext { program_id: program, start_token: start, end_token: end, keys } = wire;
+    if keys.is_empty() {
+        return Ok(SharedContext::Tokens { program, start, end });
+    }
+    if !program.is_empty() || start != 0 || end != 0 {
+        return Err(WireError::TwoWays("shared_context"));
+    }
+    convert::unpack_keys(&keys).map(SharedContext::Blocks)
+}
+
+fn wire_shared(shared: &SharedContext) -> v1::SharedContext {
+    match shared {
+        SharedContext::Tokens { program, start, end } => v1::SharedContext {
+            program_id: program.clone(),
+            start_token: *start,
+            end_token: *end,
+            ..Default::default()
+        },
+        SharedContext::Blocks(keys) => {
+            v1::SharedContext { keys: convert::pack_keys(keys.iter()), ..Default::default() }
+        }
     }
 }
 
@@ -106,6 +137,7 @@ pub(crate) fn wire_step(step: &Step) -> v1::GraphStep {
         tokens: step.tokens,
         kind: step.kind.clone(),
         shares: v1::SemanticType::from(step.shares).into(),
+        shared_context: step.shared.as_ref().map(wire_shared),
     }
 }
 
@@ -177,6 +209,12 @@ mod tests {
             gap: Duration::from_millis(20),
             tokens: 7,
             kind: "k".into(),
+            shares: kvtier_types::SemanticType::Document,
+            shared: Some(if after.is_empty() {
+                SharedContext::Tokens { program: "boss".into(), start: 16, end: 64 }
+            } else {
+                SharedContext::Blocks(vec![kvtier_types::BlockKey::new([7; 32])])
+            }),
             ..Step::default()
         };
         let plan = Plan::new(vec![step("b", &["a"]), step("a", &[])]).unwrap();
@@ -193,6 +231,18 @@ mod tests {
         let told: Vec<_> = view.steps.iter().map(|s| (s.step.clone(), s.state)).collect();
         assert_eq!(told, [(step("a", &[]), StepState::Ended), (step("b", &["a"]), StepState::Running)]);
         assert_eq!(room.counts().graphs, 1);
+    }
+
+    #[test]
+    fn a_part_of_a_context_is_named_in_one_way() {
+        let of = |shared_context: v1::SharedContext| {
+            step(v1::GraphStep { shared_context: Some(shared_context), ..Default::default() })
+        };
+        let keys = convert::pack_keys(&[kvtier_types::BlockKey::new([7; 32])]);
+        assert!(of(v1::SharedContext { keys: keys.clone(), end_token: 5, ..Default::default() }).is_err());
+        assert!(of(v1::SharedContext { keys: keys.slice(1..), ..Default::default() }).is_err());
+        let read = of(v1::SharedContext { keys, ..Default::default() }).unwrap();
+        assert!(matches!(read.shared, Some(SharedContext::Blocks(keys)) if keys.len() == 1));
     }
 
     #[test]

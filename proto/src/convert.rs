@@ -48,6 +48,9 @@ pub enum WireError {
         /// Its number.
         value: i32,
     },
+    /// A field says one thing in two ways.
+    #[error("{0} names blocks and tokens: name one of them")]
+    TwoWays(&'static str),
     /// A text is longer than its bound.
     #[error("{field} has {len} bytes, at most {max} are allowed")]
     TooLong {

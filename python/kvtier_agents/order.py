@@ -40,7 +40,9 @@ _ASKED = 16
 @dataclass(frozen=True)
 class Step:
     """A step of a program: `after` are ids of steps before it, `expected` and `tool_gap` seconds, `program` the branch
-    that runs it. Steps of one `kind` take alike: what they take is learnt."""
+    that runs it. Steps of one `kind` take alike: what they take is learnt. `shares` is the semantic type of what its
+    context has in common with others', `shared` which tokens of whose context that is: (program, start, end), the
+    declared program's where the program is empty, to the end where the end is zero."""
 
     id: str
     after: tuple[str, ...] = ()
@@ -49,18 +51,28 @@ class Step:
     tokens: int = 0
     kind: str = ""
     program: str = ""
+    shares: str = ""
+    shared: tuple[str, int, int] | None = None
 
     def encode(self) -> bytes:
         """`GraphStep`."""
         parts = [wire.text(1, self.id), wire.text(2, self.program), *(wire.text(3, step) for step in self.after)]
         parts += [wire.number(4, _ms(self.expected)), wire.number(5, _ms(self.tool_gap)), wire.number(6, self.tokens)]
-        return b"".join([*parts, wire.text(7, self.kind)])
+        parts += [wire.text(7, self.kind), wire.number(8, wire.TYPES.index(self.shares) + 1 if self.shares else 0)]
+        if self.shared is not None:
+            program, start, end = self.shared
+            parts.append(wire.message(9, wire.text(1, program) + wire.number(2, start) + wire.number(3, end)))
+        return b"".join(parts)
 
     def json(self) -> dict[str, Any]:
         """As `kvtier graph declare` reads it."""
         said = {"step_id": self.id, "program_id": self.program, "after": list(self.after), "tokens": self.tokens}
         said |= {"expected_ms": _ms(self.expected), "tool_gap_ms": _ms(self.tool_gap), "kind": self.kind}
-        return {key: value for key, value in said.items() if value or key == "step_id"}
+        said |= {"shares": self.shares}
+        if self.shared is not None:
+            named = zip(("program_id", "start_token", "end_token"), self.shared, strict=True)
+            said["shared_context"] = {name: value for name, value in named if value}
+        return {key: value for key, value in said.items() if value or key in ("step_id", "shared_context")}
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,8 @@ def checked(steps: Sequence[Step] | Iterator[Step]) -> tuple[Step, ...]:
     for step in all:
         if missing := [id for id in step.after if id not in ids]:
             raise ValueError(f"step {step.id!r} waits for {missing[0]!r}, which is not declared")
+        if step.shares and step.shares not in wire.TYPES:
+            raise ValueError(f"step {step.id!r} shares {step.shares!r}, which is no semantic type")
     return all
 
 

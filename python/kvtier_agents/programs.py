@@ -21,18 +21,8 @@ from typing import Any
 
 from kvtier_agents import order, signals
 from kvtier_agents.signals import Signal
+from kvtier_agents.wire import TYPES
 
-TYPES = (
-    "SYSTEM_PROMPT",
-    "TOOL_DEFINITION",
-    "REASONING_BRANCH",
-    "EXECUTION_CHECKPOINT",
-    "CONVERSATION_TURN",
-    "TOOL_RESULT",
-    "DOCUMENT",
-    "SCRATCHPAD",
-    "SKILL",
-)
 # The daemon takes no longer ids.
 MAX_ID_BYTES = 128
 # Bytes that a branch's own name may have; what is longer is cut and made one of a kind.

@@ -12,6 +12,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvtier_agents.signals import Signal
 
+# Semantic types in the order of their numbers, from one.
+TYPES = (
+    "SYSTEM_PROMPT",
+    "TOOL_DEFINITION",
+    "REASONING_BRANCH",
+    "EXECUTION_CHECKPOINT",
+    "CONVERSATION_TURN",
+    "TOOL_RESULT",
+    "DOCUMENT",
+    "SCRATCHPAD",
+    "SKILL",
+)
 KINDS = ("", "TOOL_WAIT", "CONTINUATION", "FORK", "JOIN", "COMPACTION", "COMPLETION", "CANCELLATION")
 OUTCOMES = (
     "UNSPECIFIED",

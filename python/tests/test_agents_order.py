@@ -76,6 +76,15 @@ class Declarations(unittest.TestCase):
         self.assertEqual(said, wanted)
         self.assertEqual(self.heard.all[-1].kind, "COMPLETION")
 
+    def test_what_a_step_shares_is_said_by_type_and_by_tokens(self):
+        step = Step("a", shares="TOOL_DEFINITION", shared=("boss", 0, 512))
+        shared = wire.message(9, wire.text(1, "boss") + wire.number(3, 512))
+        self.assertEqual(step.encode(), wire.text(1, "a") + wire.number(8, 2) + shared)
+        said = {"step_id": "a", "shares": "TOOL_DEFINITION", "shared_context": {"program_id": "boss", "end_token": 512}}
+        self.assertEqual(step.json(), said)
+        with self.assertRaises(ValueError):
+            order.checked([Step("a", shares="DANCE")])
+
     def test_steps_that_cannot_be_are_refused(self):
         run = kvtier_agents.program("p", id="p", signals=self.heard)
         for steps, said in (

@@ -112,6 +112,40 @@ fn a_stem_stays_in_memory_until_every_branch_has_called() {
 }
 
 #[test]
+fn what_declared_steps_share_stays_in_memory_until_they_begin() {
+    let daemon = daemon!(Setup { host_mib: 16, sections: OLDEST_FIRST.into(), ..Setup::default() });
+    let mut engine = Engine::attach(&daemon, &Shape::default());
+    let stem = Prompt::new("stem", BLOCKS);
+    engine.speak_for("boss", "", "");
+    engine.put_all(&stem);
+    let shared = v1::SharedContext { program_id: "boss".into(), end_token: 160, ..Default::default() };
+    let step = |id: &str| v1::GraphStep {
+        step_id: id.into(),
+        program_id: format!("swarm/{id}"),
+        shared_context: Some(shared.clone()),
+        ..Default::default()
+    };
+    let declared =
+        v1::DeclareRequest { program_id: "swarm".into(), steps: ["a", "b"].map(step).to_vec(), ..Default::default() };
+    let reply = daemon.control().of_programs(async |mut client| client.declare(declared).await).expect("an answer");
+    assert_eq!(reply.outcome(), v1::Outcome::Applied, "{reply:?}");
+    let held = |blocks: u64| {
+        daemon.wait_status("the part that is shared", |status| count(&status.policy, "claims_stem_blocks") == blocks);
+    };
+    held(10);
+    press(&daemon, &mut engine, "none began");
+    assert_eq!(in_memory(&daemon, &stem), 10);
+    for began in ["a", "b"] {
+        let progress =
+            v1::ProgressRequest { program_id: "swarm".into(), began: vec![began.into()], ..Default::default() };
+        daemon.control().of_programs(async |mut client| client.progress(progress).await).expect("an answer");
+    }
+    held(0);
+    press(&daemon, &mut engine, "all began");
+    assert_eq!(in_memory(&daemon, &stem), 0);
+}
+
+#[test]
 fn a_parent_is_back_when_the_last_child_that_blocks_it_ends() {
     let sections = format!("{OLDEST_FIRST}[programs]\nprefetch_share_percent = 10\n");
     let daemon = daemon!(Setup { host_mib: 16, sections, ..Setup::default() });

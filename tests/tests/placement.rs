@@ -271,3 +271,27 @@ fn another_tenant_learns_nothing_of_what_lies_where() {
         as_user(70002, &socket, &keys, false);
     }
 }
+
+#[test]
+fn a_branch_that_never_called_is_placed_where_the_context_is_that_it_shares() {
+    let Some(valkey) = Valkey::start() else { return };
+    let (a, b) = (start("a", &valkey, ""), start("b", &valkey, ""));
+    let mut on_b = Engine::attach(&b, &Shape::default());
+    on_b.speak_for("boss", "", "");
+    on_b.put_all(&Prompt::new("boss", BLOCKS));
+    [&a, &b].iter().for_each(|node| wait_told(node, 2));
+    let shared = v1::SharedContext { program_id: "boss".into(), end_token: 160, ..Default::default() };
+    let branch = v1::GraphStep {
+        step_id: "only".into(),
+        program_id: "swarm/x".into(),
+        shared_context: Some(shared),
+        ..Default::default()
+    };
+    let declared = v1::DeclareRequest { program_id: "swarm".into(), steps: vec![branch], ..Default::default() };
+    a.control().of_programs(async |mut client| client.declare(declared).await).expect("an answer");
+    for asked in [&a, &b] {
+        let reply = sighted(asked, &step("swarm/x", &[("a", 0), ("b", 0)]));
+        assert_eq!(chosen(&reply), ("b", PlaceReason::State), "{reply:?}");
+        assert_eq!(reply.costs[1].host_tokens, 160, "{reply:?}");
+    }
+}

@@ -51,6 +51,31 @@ fn what_is_used_often_gets_a_copy_and_so_does_a_node_that_joins() {
 }
 
 #[test]
+fn declared_steps_that_share_a_context_are_reason_enough() {
+    let Some(valkey) = Valkey::start() else {
+        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        return;
+    };
+    let (a, _engine, prompt) = with_prompt(&valkey, "main");
+    let b = start("b", &valkey);
+    until("the nodes to know each other", || (a.control().nodes().ok()?.nodes.len() == 2).then_some(()));
+    let last = *Shape::default().keys(0, &prompt).last().expect("a prompt has blocks");
+    let step = |n: u32| v1::GraphStep {
+        step_id: n.to_string(),
+        program_id: format!("swarm/{n}"),
+        shared_context: Some(v1::SharedContext {
+            keys: kvtier_proto::convert::pack_keys(&[last]),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let declared =
+        v1::DeclareRequest { program_id: "swarm".into(), steps: (0..4).map(step).collect(), ..Default::default() };
+    a.control().of_programs(async |mut client| client.declare(declared).await).expect("an answer");
+    has_all(&b, &prompt);
+}
+
+#[test]
 fn branches_that_are_to_come_are_reason_enough() {
     let Some(valkey) = Valkey::start() else {
         eprintln!("skipped: neither valkey-server nor redis-server is installed");

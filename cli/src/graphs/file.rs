@@ -1,6 +1,7 @@
 //! Declared programs as JSON: what `graph declare` reads and `graph show --json` prints.
 
-use kvtier_proto::v1;
+use kvtier_proto::{convert, v1};
+use kvtier_types::BlockKey;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,6 +37,48 @@ struct Step {
     /// Name of a semantic type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     shares: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shared_context: Option<Shared>,
+}
+
+/// A part of a context.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shared {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    program_id: String,
+    #[serde(default, skip_serializing_if = "is_zero_tokens")]
+    start_token: u32,
+    #[serde(default, skip_serializing_if = "is_zero_tokens")]
+    end_token: u32,
+    /// Hexadecimal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    keys: Vec<String>,
+}
+
+impl From<&v1::SharedContext> for Shared {
+    fn from(wire: &v1::SharedContext) -> Self {
+        let keys = convert::unpack_keys(&wire.keys).unwrap_or_default();
+        Self {
+            program_id: wire.program_id.clone(),
+            start_token: wire.start_token,
+            end_token: wire.end_token,
+            keys: keys.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Shared {
+    fn wire(self) -> Result<v1::SharedContext, String> {
+        let key = |text: &String| text.parse::<BlockKey>().map_err(|why| format!("shared_context: {text:?}: {why}"));
+        let keys = self.keys.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+        Ok(v1::SharedContext {
+            program_id: self.program_id,
+            start_token: self.start_token,
+            end_token: self.end_token,
+            keys: convert::pack_keys(&keys),
+        })
+    }
 }
 
 /// A graph as it is.
@@ -83,6 +126,7 @@ impl From<&v1::GraphStep> for Step {
             tokens: wire.tokens,
             kind: wire.kind.clone(),
             shares: if is_said { shares.as_str_name().to_owned() } else { String::new() },
+            shared_context: wire.shared_context.as_ref().map(Shared::from),
         }
     }
 }
@@ -136,6 +180,7 @@ impl Step {
             tokens: self.tokens,
             kind: self.kind,
             shares: shares.into(),
+            shared_context: self.shared_context.map(Shared::wire).transpose()?,
         })
     }
 }

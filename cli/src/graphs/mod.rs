@@ -8,6 +8,7 @@ mod spans;
 use std::time::Duration;
 
 use kvtier_proto::v1;
+use kvtier_types::DIGEST_BYTES;
 use serde::Serialize;
 
 use crate::args::{DeclareArgs, GraphCommand};
@@ -186,6 +187,7 @@ fn graph_text(graph: &v1::Graph) -> String {
         ("AFTER", Align::Left),
         ("RUN BY", Align::Left),
         ("KIND", Align::Left),
+        ("SHARES", Align::Left),
     ]);
     for state in &graph.steps {
         let Some(step) = &state.step else { continue };
@@ -194,7 +196,8 @@ fn graph_text(graph: &v1::Graph) -> String {
             after += &format!(" and {} more", step.after.len() - NAMED);
         }
         let (takes, rank) = (span(state.takes_ms), span(state.rank_ms));
-        table.row([&step.step_id, &state.state, &takes, &rank, &after, &step.program_id, &step.kind]);
+        let shares = shares(step);
+        table.row([&step.step_id, &state.state, &takes, &rank, &after, &step.program_id, &step.kind, &shares]);
     }
     format!(
         "program {} of {}, revision {}: {} of {} steps ended, {} taken, {} left, {} to the end\n{}",
@@ -208,6 +211,23 @@ fn graph_text(graph: &v1::Graph) -> String {
         span(graph.critical_path_ms),
         table.render(2)
     )
+}
+
+/// What a step shares with others, in a few words.
+fn shares(step: &v1::GraphStep) -> String {
+    let semantic = step.shares();
+    let kind = if semantic == v1::SemanticType::Unspecified { "" } else { semantic.as_str_name() };
+    let part = step.shared_context.as_ref().map(|shared| {
+        let of = if shared.program_id.is_empty() { String::new() } else { format!(" of {}", shared.program_id) };
+        match (shared.keys.len() / DIGEST_BYTES, shared.start_token, shared.end_token) {
+            (0, 0, 0) => format!("all{of}"),
+            (0, start, 0) => format!("tokens from {start}{of}"),
+            (0, start, end) => format!("tokens {start}..{end}{of}"),
+            (1, ..) => "up to a block".to_owned(),
+            (blocks, ..) => format!("up to {blocks} blocks"),
+        }
+    });
+    [kind.to_owned(), part.unwrap_or_default()].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 fn span(ms: u64) -> String {

@@ -151,6 +151,7 @@ impl Tree {
             tokens: span.tokens,
             kind: if kind.len() <= MAX_NAME_BYTES { kind.clone() } else { String::new() },
             shares: v1::SemanticType::Unspecified.into(),
+            shared_context: None,
         }
     }
 

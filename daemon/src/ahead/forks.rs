@@ -14,7 +14,7 @@ use crate::node::Node;
 use crate::services::{KEYS_PER_CORE_CALL, gather};
 
 /// A stem is held for branches that do not come for so long.
-const STEM_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const STEM_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A program that forked.
 pub(super) struct Fork {
@@ -150,11 +150,12 @@ fn expect(node: &Arc<Node>, number: u64, at: Instant) {
 }
 
 impl super::Ahead {
-    /// The last block of each stem whose branches did not all come yet, and how many branches there are.
+    /// The last block of each stem whose branches did not all come yet, and how many branches there are; and of what
+    /// declared steps are about to read, how many do.
     pub(crate) fn fan_outs(&self) -> Vec<(BlockKey, u32)> {
         let inner = self.inner.lock();
         let of = |fork: &Fork| Some((*fork.stem.last()?, fork.branches));
-        inner.forks.values().filter_map(of).collect()
+        inner.forks.values().filter_map(of).chain(inner.shared.fan_outs()).collect()
     }
 }
 
@@ -192,7 +193,7 @@ impl Inner {
     }
 }
 
-async fn release(node: &Arc<Node>, stem: &[BlockKey]) {
+pub(super) async fn release(node: &Arc<Node>, stem: &[BlockKey]) {
     if !stem.is_empty() {
         let_go(node, stem);
         settle(node).await;

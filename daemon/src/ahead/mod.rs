@@ -3,9 +3,10 @@
 //!
 //! When it will be back is learnt: announcements by what they were worth, and pauses without one by what pauses took. What is
 //! brought is bounded by a budget, and every byte is counted once as useful, late, wasted or refused. Programs that wait for
-//! their branches are [`forks`]' business.
+//! their branches are [`forks`]' business, what declared steps share is [`shared`]'s.
 
 mod forks;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ struct Inner {
     joins: Joins,
     /// Programs that forked and did not call since.
     forks: BTreeMap<u64, forks::Fork>,
+    /// What declared steps are about to read.
+    shared: shared::Parts,
     /// Bytes a second.
     rate: f64,
     /// Programs whose state is on its way up.
@@ -86,6 +89,7 @@ impl Ahead {
             branches: Durations::default(),
             joins: Joins::default(),
             forks: BTreeMap::new(),
+            shared: shared::Parts::default(),
             rate: FIRST_RATE,
             running: 0,
         };
@@ -138,6 +142,7 @@ pub(crate) async fn run(node: Arc<Node>) {
             hear(&node, event).await;
         }
         forks::give_up(&node, now).await;
+        shared::look(&node, now).await;
         loop {
             let due = {
                 let mut inner = node.ahead.inner.lock();

@@ -93,7 +93,8 @@ async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
     let mut fan_outs = node.ahead.fan_outs();
     fan_outs.sort_unstable_by_key(|(_, branches)| std::cmp::Reverse(*branches));
     for (prefix, branches) in fan_outs.into_iter().take(MOST) {
-        wanted.entry(prefix).or_default().1 = branches;
+        let wanted = &mut wanted.entry(prefix).or_default().1;
+        *wanted = (*wanted).max(branches);
     }
     done.copies.retain(|key, (_, at)| wanted.contains_key(key) && now.since(*at) < AGAIN);
     let nodes = u32::try_from(ready.len() + 1).unwrap_or(u32::MAX);

@@ -41,7 +41,8 @@ pub(super) async fn declare(
     let program = program_id(&message.program_id)?;
     let removes = message.steps.is_empty();
     let wire_steps = if message.local_only { Vec::new() } else { message.steps.clone() };
-    let plan = Plan::new(message.steps.into_iter().map(step).collect());
+    let steps = message.steps.into_iter().map(step).collect::<Result<_, _>>().map_err(wire_status)?;
+    let plan = Plan::new(steps);
     let plan = plan.map_err(|bad| Status::invalid_argument(format!("nothing was declared: {bad}")))?;
     let name = GraphName { tenant: caller.tenant.clone(), program };
     let answer = declare_here(node, &name, message.revision, plan).await?;

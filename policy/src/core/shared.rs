@@ -1,6 +1,6 @@
 //! Prefixes that many calls share, and the way up from their last block.
 
-use kvtier_types::{BlockKey, Instant};
+use kvtier_types::{BlockKey, Instant, SemanticType, TenantId};
 
 use super::Core;
 
@@ -9,6 +9,14 @@ impl Core {
     #[must_use]
     pub fn hottest(&self, now: Instant, most: usize) -> Vec<(BlockKey, f64)> {
         self.hot.hottest(now).take(most).collect()
+    }
+
+    /// What a block means, and whether it is of a tenant or of all. `None` where nothing of it is here.
+    #[must_use]
+    pub fn meaning_of(&self, key: &BlockKey, tenant: &TenantId) -> Option<(SemanticType, bool)> {
+        let entry = self.catalog.get(*self.catalog.find_all(key).first()?);
+        let owner = &self.catalog.scopes.get(entry.scope).tenant;
+        Some((entry.semantic, owner == tenant || *owner == TenantId::shared()))
     }
 
     /// The block before this one in the prefix, and the bytes of this one's shards. `None` where nothing of it is here, or it may

@@ -7,10 +7,11 @@
 
 use std::sync::Arc;
 
+use kvtier_policy::programs::graphs::SharedPart;
 use kvtier_policy::{BlockPlace, ContextTips, Core, HolderKind, prompt_blocks};
 use kvtier_proto::v1::target::Target as Kind;
 use kvtier_proto::{convert, v1};
-use kvtier_types::{BlockKey, Layout, LayoutId, TenantId};
+use kvtier_types::{BlockKey, Layout, LayoutId, ShardKey, TenantId};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
@@ -149,6 +150,7 @@ pub(super) async fn find(
         let further = match what {
             What::Keys(keys) => of_keys(node, caller, keys, context.as_ref()).await?,
             What::Prompt(index, tokens) => of_prompt(node, caller, *index, tokens)?,
+            What::Of(HolderKind::Program, id) => of_program(node, caller, (id, nodes), until).await?,
             What::Of(kind, id) => of_holder(node, caller, ((*kind, id), nodes), until).await?,
         };
         match &mut context {
@@ -218,6 +220,52 @@ fn of_prompt(node: &Arc<Node>, caller: &Caller, index: u32, tokens: &v1::TokensT
     Ok(Context { layout_id: space.layout_id, layout: Arc::clone(&space.layout), blocks })
 }
 
+/// The latest context of a program; of one whose context nobody knows, what it shares with others as was declared.
+async fn of_program(
+    node: &Arc<Node>,
+    caller: &Caller,
+    (id, nodes): (&str, &Nodes),
+    until: Instant,
+) -> Result<Context, String> {
+    let shared = node.graphs.with(|graphs| graphs.shared_by(&caller.tenant, id));
+    let Some(shared) = shared else {
+        return of_holder(node, caller, ((HolderKind::Program, id), nodes), until).await;
+    };
+    // Whose context it shares is to be found out as well, should its own not be known.
+    let now = Instant::now();
+    let half = now + until.saturating_duration_since(now) / 2;
+    let own = of_holder(node, caller, ((HolderKind::Program, id), nodes), half).await;
+    let Err(why) = own else { return own };
+    let found = match &shared.part {
+        SharedPart::Blocks(keys) => up_to(node, caller, keys).await,
+        _ if shared.program == id => Err(why.clone()),
+        _ => of_holder(node, caller, ((HolderKind::Program, &shared.program), nodes), until).await,
+    };
+    let mut context = found.map_err(|_| why)?;
+    if let SharedPart::Tokens(_, end @ 1..) = shared.part {
+        let groups = &context.layout.groups;
+        let is_before = |b: &Block| {
+            let tokens = groups.get(usize::from(b.group)).map_or(1, |group| group.block_tokens);
+            b.block.saturating_mul(tokens) < end
+        };
+        context.blocks.retain(is_before);
+    }
+    Ok(context)
+}
+
+/// All up to these blocks, as this node knows them.
+async fn up_to(node: &Arc<Node>, caller: &Caller, last: &[BlockKey]) -> Result<Context, String> {
+    let places = node.read_core(|core| {
+        let known = last.iter().filter(|key| may_know(core, caller, key) == Some(true));
+        core.block_places(&known.copied().collect::<Vec<_>>())
+    });
+    let tips: Vec<ShardKey> =
+        places.iter().flatten().map(|p| ShardKey { block: p.key, layout: p.layout, shard: 0 }).collect();
+    let layout_id = tips.first().map(|tip| tip.layout).ok_or("what it shares is not here")?;
+    let blocks = walk(node, tips.into_iter().filter(|tip| tip.layout == layout_id)).await;
+    known_here(node, Here { idle_ms: 0, layout_id, blocks })
+}
+
 /// The latest context of a program or session: of all nodes asked, as that one knows it that heard of it last.
 async fn of_holder(
     node: &Arc<Node>,
@@ -280,6 +328,11 @@ async fn here(node: &Arc<Node>, tenant: Option<&TenantId>, (kind, id): (HolderKi
     })?;
     let (idle_ms, tips) = (idle_ms(&context), context.tips);
     let layout_id = tips.first()?.layout;
+    Some(Here { idle_ms, layout_id, blocks: walk(node, tips).await })
+}
+
+/// Blocks and those before them, in prefix order.
+async fn walk(node: &Arc<Node>, tips: impl IntoIterator<Item = ShardKey>) -> Vec<Block> {
     let mut blocks = Vec::new();
     for tip in tips {
         let mut from = Some(tip);
@@ -291,7 +344,7 @@ async fn here(node: &Arc<Node>, tenant: Option<&TenantId>, (kind, id): (HolderKi
         }
     }
     blocks.reverse();
-    Some(Here { idle_ms, layout_id, blocks })
+    blocks
 }
 
 fn known_here(node: &Arc<Node>, here: Here) -> Result<Context, String> {

@@ -13,6 +13,7 @@ mod graph;
 mod learnt;
 mod next;
 mod plan;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ pub use next::{NextStep, Question, Reason, Undeclared};
 pub use plan::{
     BadGraph, LONGEST_STEP, MAX_BEFORE, MAX_GRAPH_BYTES, MAX_STEP_NAME_BYTES, MAX_STEPS_PER_GRAPH, Plan, Step,
 };
+pub use shared::{MAX_SHARED_KEYS, SHARED_SOON, SharedContext, SharedPart, Sharing};
 
 /// Graphs of all tenants.
 pub const MAX_GRAPHS: usize = 8192;
@@ -117,8 +119,10 @@ pub struct GraphCounts {
 #[derive(Debug, Default)]
 pub struct Graphs {
     graphs: BTreeMap<GraphName, Graph>,
-    /// Programs that run steps of graphs, and how many graphs' they are.
-    runners: BTreeMap<GraphName, u32>,
+    /// Programs that run steps of graphs, and the programs that declared these.
+    runners: BTreeMap<GraphName, BTreeSet<String>>,
+    /// Graphs with steps that share anything.
+    sharing: BTreeSet<GraphName>,
     tenant_steps: BTreeMap<TenantId, usize>,
     steps: usize,
     bytes: usize,
@@ -225,7 +229,10 @@ impl Graphs {
         self.bytes += graph.plan.bytes();
         *self.tenant_steps.entry(name.tenant.clone()).or_default() += graph.plan.steps().len();
         for runner in runners(&name, &graph.plan) {
-            *self.runners.entry(runner).or_default() += 1;
+            self.runners.entry(runner).or_default().insert(name.program.clone());
+        }
+        if graph.plan.steps().iter().any(Step::is_sharing) {
+            self.sharing.insert(name.clone());
         }
         self.graphs.insert(name, graph);
     }
@@ -233,6 +240,7 @@ impl Graphs {
     fn remove(&mut self, name: &GraphName) -> Option<Graph> {
         let graph = self.graphs.remove(name)?;
         self.changed.remove(name);
+        self.sharing.remove(name);
         self.steps -= graph.plan.steps().len();
         self.bytes -= graph.plan.bytes();
         if let Some(steps) = self.tenant_steps.get_mut(&name.tenant) {
@@ -242,9 +250,9 @@ impl Graphs {
             }
         }
         for runner in runners(name, &graph.plan) {
-            if let Some(count) = self.runners.get_mut(&runner) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(graphs) = self.runners.get_mut(&runner) {
+                graphs.remove(&name.program);
+                if graphs.is_empty() {
                     self.runners.remove(&runner);
                 }
             }

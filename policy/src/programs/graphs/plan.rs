@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use kvtier_types::SemanticType;
+use kvtier_types::{DIGEST_BYTES, SemanticType};
+
+use super::shared::{MAX_SHARED_KEYS, SharedContext};
 
 /// Steps of one program.
 pub const MAX_STEPS_PER_GRAPH: usize = 4096;
@@ -19,6 +21,8 @@ pub const LONGEST_STEP: Duration = Duration::from_secs(7 * 86_400);
 /// Bytes of a step beside its names, and of a name beside its text, as messages encode them at most.
 const STEP_BYTES: usize = 48;
 const NAME_BYTES: usize = 4;
+/// The same of what a step shares, beside its program's name or its keys.
+const SHARED_BYTES: usize = 24;
 /// Steps of a circle that are named.
 const NAMED: usize = 8;
 
@@ -41,6 +45,8 @@ pub struct Step {
     pub kind: String,
     /// What the context is that it shares with others.
     pub shares: SemanticType,
+    /// Which part of whose context that is; all up to the last block of the type when nothing is said here.
+    pub shared: Option<SharedContext>,
 }
 
 /// Why a declaration cannot be used.
@@ -83,6 +89,14 @@ pub enum BadGraph {
         step: String,
         /// What it names.
         after: String,
+    },
+    /// A part of a context that is none.
+    #[error("step {step:?} shares {what}")]
+    BadShared {
+        /// Which step.
+        step: String,
+        /// What is wrong with it.
+        what: String,
     },
     /// Steps wait for each other.
     #[error("steps wait for each other: {}", .0.join(" -> "))]
@@ -184,12 +198,33 @@ fn check_names(at: usize, step: &Step) -> Result<(), BadGraph> {
     if step.after.len() > MAX_BEFORE {
         return Err(BadGraph::TooManyBefore { step: step.id.clone(), count: step.after.len() });
     }
-    Ok(())
+    step.shared.as_ref().map_or(Ok(()), |shared| check_shared(at, step, shared))
+}
+
+fn check_shared(at: usize, step: &Step, shared: &SharedContext) -> Result<(), BadGraph> {
+    let bad = |what: String| Err(BadGraph::BadShared { step: step.id.clone(), what });
+    match shared {
+        SharedContext::Tokens { program, .. } if program.len() > MAX_STEP_NAME_BYTES || program.contains('\0') => {
+            Err(BadGraph::BadName { at, what: "a program_id of what it shares", bytes: program.len(), least: 0 })
+        }
+        SharedContext::Tokens { start, end, .. } if *end != 0 && start >= end => {
+            bad(format!("tokens {start} to {end}, which are none"))
+        }
+        SharedContext::Blocks(keys) if keys.is_empty() || keys.len() > MAX_SHARED_KEYS => {
+            bad(format!("{} blocks, it may name 1 to {MAX_SHARED_KEYS}: the last of each group", keys.len()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn bytes_of(step: &Step) -> usize {
     let names = [&step.id, &step.program, &step.kind].into_iter().chain(&step.after);
-    STEP_BYTES + names.map(|name| NAME_BYTES + name.len()).sum::<usize>()
+    let shared = match &step.shared {
+        None => 0,
+        Some(SharedContext::Tokens { program, .. }) => SHARED_BYTES + program.len(),
+        Some(SharedContext::Blocks(keys)) => SHARED_BYTES + keys.len() * DIGEST_BYTES,
+    };
+    STEP_BYTES + shared + names.map(|name| NAME_BYTES + name.len()).sum::<usize>()
 }
 
 /// For each step the numbers of those that it waits for, as they are declared, each once.

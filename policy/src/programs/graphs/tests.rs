@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use kvtier_types::{BlockKey, SemanticType};
 use proptest::prelude::*;
 
 use super::*;
@@ -320,4 +321,76 @@ proptest! {
             report(&mut graphs, at(now), &first.graph, &[], &[&first.step]);
         }
     }
+}
+
+fn key(n: u8) -> BlockKey {
+    BlockKey::new([n; 32])
+}
+
+fn sharing(graphs: &Graphs, before: Instant) -> Vec<(String, SharedPart)> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let (some, next) = graphs.sharing_some(before, after.as_ref());
+        all.extend(some.into_iter().map(|s| (s.program, s.part)));
+        if next.is_none() {
+            return all;
+        }
+        after = next;
+    }
+}
+
+#[test]
+fn what_steps_share_is_told_while_they_may_run_and_have_not_begun() {
+    let tokens = |program: &str, start, end| SharedContext::Tokens { program: program.into(), start, end };
+    let a = Step { shares: SemanticType::SystemPrompt, ..step("a", &[], 1) };
+    let of_parent = Step { shared: Some(tokens("boss", 16, 64)), ..step("b", &["a"], 1) };
+    let by_branch = Step {
+        program: "p/x".into(),
+        shares: SemanticType::Document,
+        shared: Some(tokens("", 0, 0)),
+        gap: s(30),
+        ..step("c", &["a"], 1)
+    };
+    let last = Step { shared: Some(SharedContext::Blocks(vec![key(1)])), ..step("d", &["b"], 1) };
+    let mut graphs = Graphs::default();
+    declare(&mut graphs, at(0), "p", &[a, of_parent, by_branch, last]);
+    declare(&mut graphs, at(0), "q", &[step("alone", &[], 1)]);
+    let system = ("p".to_owned(), SharedPart::Type(SemanticType::SystemPrompt));
+    assert_eq!(sharing(&graphs, at(60)), [system]);
+    report(&mut graphs, at(1), "p", &["a"], &[]);
+    assert_eq!(sharing(&graphs, at(60)), [], "it began");
+    report(&mut graphs, at(2), "p", &[], &["a"]);
+    let (boss, own) = (("boss".to_owned(), SharedPart::Tokens(16, 64)), ("p".to_owned(), SharedPart::Tokens(0, 0)));
+    assert_eq!(sharing(&graphs, at(60)), [boss.clone(), own]);
+    assert_eq!(sharing(&graphs, at(20)), [boss], "the other's tool takes longer");
+    report(&mut graphs, at(3), "p", &["b"], &["b"]);
+    assert_eq!(sharing(&graphs, at(9)), [("p".to_owned(), SharedPart::Blocks(vec![key(1)]))]);
+    let by = |graphs: &Graphs, program| graphs.shared_by(&TenantId::shared(), program).map(|s| s.part);
+    assert_eq!(by(&graphs, "p/x"), Some(SharedPart::Tokens(0, 0)));
+    assert_eq!(by(&graphs, "q"), None);
+    declare(&mut graphs, at(4), "p", &[]);
+    assert_eq!((sharing(&graphs, at(60)), by(&graphs, "p/x")), (vec![], None), "what is removed is not told");
+}
+
+#[test]
+fn what_is_shared_is_told_in_looks_of_a_bounded_length() {
+    let shares = Step { shares: SemanticType::Skill, ..step("a", &[], 1) };
+    let mut graphs = Graphs::default();
+    (0..2000).for_each(|n| drop(declare(&mut graphs, at(0), &n.to_string(), std::slice::from_ref(&shares))));
+    let (first, next) = graphs.sharing_some(at(0), None);
+    assert!(first.len() < 1024 && next.is_some(), "{}", first.len());
+    assert_eq!(sharing(&graphs, at(0)).len(), 2000);
+}
+
+#[test]
+fn a_part_of_a_context_that_is_none_is_refused() {
+    let said = |shared| Plan::new(vec![Step { shared: Some(shared), ..step("a", &[], 1) }]).map(|plan| plan.bytes());
+    let tokens = |program: &str, start, end| SharedContext::Tokens { program: program.into(), start, end };
+    let refused = |shared| said(shared).unwrap_err().to_string();
+    assert_eq!(refused(tokens("", 9, 9)), "step \"a\" shares tokens 9 to 9, which are none");
+    assert!(refused(tokens(&"x".repeat(129), 0, 9)).contains("a program_id of what it shares of 129 bytes"));
+    assert!(refused(SharedContext::Blocks(vec![key(1); MAX_SHARED_KEYS + 1])).contains("17 blocks"));
+    let plain = Plan::new(vec![step("a", &[], 1)]).unwrap().bytes();
+    assert!(said(SharedContext::Blocks(vec![key(1); 2])).unwrap() >= plain + 64, "keys count");
+    assert!(said(tokens("boss", 9, 0)).unwrap() > plain);
 }
