@@ -38,6 +38,10 @@ struct Event<'a> {
     program_id: &'a str,
     reason: &'a str,
     bytes: u64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    step_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    graph: &'a str,
 }
 
 /// Writes events to `out` as lines until the wanted number came, or nobody reads them any more.
@@ -172,21 +176,25 @@ fn json_line(incarnation: u64, event: &v1::BlockEvent) -> String {
         program_id: &event.program_id,
         reason: &event.reason,
         bytes: event.bytes,
+        step_id: &event.step_id,
+        graph: &event.graph,
     };
     serde_json::to_string(&line).unwrap_or_default()
 }
 
 fn text_line(event: &v1::BlockEvent) -> String {
     let tier = if event.tier == 0 { "-".to_owned() } else { tier_text(event.tier) };
+    let step = if event.step_id.is_empty() { String::new() } else { format!("  {} of {}", event.step_id, event.graph) };
     let line = format!(
-        "{:>8}  {:<13}  {:<18}  {tier:<6}  {:>10}  {:<20}  {}  {}",
+        "{:>8}  {:<13}  {:<18}  {tier:<6}  {:>10}  {:<20}  {}  {}{}",
         event.sequence,
         kind_text(event.kind),
         printable(&short(&event.key)),
         bytes_text(event.bytes),
         kvtier_proto::convert::semantic(event.semantic).name(),
         printable(&event.program_id),
-        printable(&event.reason)
+        printable(&event.reason),
+        printable(&step)
     );
     line.trim_end().to_owned()
 }

@@ -30,4 +30,5 @@ pub mod recovery;
 pub mod rules;
 pub mod serve;
 mod services;
-pub mod units;
+pub mod turns;
+mod units;

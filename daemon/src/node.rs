@@ -26,6 +26,7 @@ use crate::hints::Hints;
 use crate::operations::Operations;
 use crate::rules::RulesFile;
 use crate::services::Placements;
+use crate::turns::Returns;
 
 /// Random name of an attachment on the wire.
 pub type Token = [u8; 16];
@@ -135,6 +136,8 @@ pub struct Node {
     pub(crate) verb_calls: [Arc<Semaphore>; 2],
     /// What is brought up before programs return.
     pub(crate) ahead: Ahead,
+    /// Programs whose return watchers are told of.
+    pub(crate) returns: Returns,
     /// Steps that were placed.
     pub(crate) placements: Placements,
     /// Times that room was made below for records that had been refused.
@@ -188,6 +191,7 @@ impl Node {
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             ahead: Ahead::new(parts.config.prefetch_budget()),
+            returns: Returns::default(),
             signals: Arc::new(Semaphore::new(MAX_SIGNALS)),
             signal_calls: [MAX_SIGNALS; 2].map(|most| Arc::new(Semaphore::new(most))),
             verb_calls: [MAX_VERBS; 2].map(|most| Arc::new(Semaphore::new(most))),

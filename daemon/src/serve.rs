@@ -50,6 +50,7 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
     node.tasks.spawn(crate::graphs::run(Arc::clone(&node)));
     node.tasks.spawn(crate::guard::run(Arc::clone(&node)));
     node.tasks.spawn(crate::ahead::run(Arc::clone(&node)));
+    node.tasks.spawn(crate::turns::run(Arc::clone(&node)));
     let of_fds = Arc::clone(&node);
     std::thread::Builder::new().name("kvtier-fds".into()).spawn(move || descriptors::serve(of_fds, fds))?;
 

@@ -364,6 +364,7 @@ impl Catalog {
             model: self.scopes.get(entry.scope).model.clone(),
             reason: "",
             bytes: u64::from(entry.bytes),
+            step: None,
         };
         self.events.push(event);
     }

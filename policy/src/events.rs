@@ -30,6 +30,8 @@ pub enum EventKind {
     ProgramEnded,
     /// A copy's bytes turned out to be wrong.
     Corrupt,
+    /// A step may run from now on, or a program is about to call.
+    Turn,
 }
 
 /// An event.
@@ -39,13 +41,13 @@ pub struct Event {
     pub sequence: u64,
     /// What happened.
     pub kind: EventKind,
-    /// To which block; none of a program's end.
+    /// To which block; none of a program's end or turn.
     pub key: Option<BlockKey>,
     /// In which tier.
     pub tier: Option<Tier>,
     /// What the block means.
     pub semantic: SemanticType,
-    /// The program that wrote it, or that ended.
+    /// The program that wrote it, that ended, or whose turn it is.
     pub program: String,
     /// Whose block or program it is.
     pub tenant: TenantId,
@@ -55,6 +57,8 @@ pub struct Event {
     pub reason: &'static str,
     /// The block's length.
     pub bytes: u64,
+    /// Of the turn of a declared step: the program that declared it, and the step's id.
+    pub step: Option<Box<(String, String)>>,
 }
 
 /// The latest events.
@@ -78,9 +82,28 @@ impl Events {
 
     /// A program ended.
     pub(crate) fn program_ended(&mut self, program: &HolderName, reason: &'static str) {
+        self.of_program(EventKind::ProgramEnded, program, (reason, None));
+    }
+
+    /// A program's turn began, or that of a declared step that it runs.
+    pub(crate) fn turn_began(
+        &mut self,
+        program: &HolderName,
+        reason: &'static str,
+        step: Option<Box<(String, String)>>,
+    ) {
+        self.of_program(EventKind::Turn, program, (reason, step));
+    }
+
+    fn of_program(
+        &mut self,
+        kind: EventKind,
+        program: &HolderName,
+        (reason, step): (&'static str, Option<Box<(String, String)>>),
+    ) {
         self.push(Event {
             sequence: 0,
-            kind: EventKind::ProgramEnded,
+            kind,
             key: None,
             tier: None,
             semantic: SemanticType::Unspecified,
@@ -89,6 +112,7 @@ impl Events {
             model: String::new(),
             reason,
             bytes: 0,
+            step,
         });
     }
 

@@ -79,3 +79,43 @@ fn a_watcher_that_falls_behind_is_told_of_the_gap() {
     let refused = control.watch(unknown).and_then(|mut watch| watch.next_reply());
     assert_eq!(refused.unwrap_err().code(), tonic::Code::InvalidArgument);
 }
+
+#[test]
+fn turns_are_told_to_those_who_ask_for_them() {
+    let daemon = daemon!(Setup::default());
+    let control = daemon.control();
+    let request = v1::WatchRequest { kinds: vec![EventKind::TurnBegan.into()], ..Default::default() };
+    let mut watch = control.watch(request).unwrap();
+    watch.next_reply().unwrap().expect("an answer that says where it begins");
+    let step = |id: &str, after: &[&str], tool_gap_ms| v1::GraphStep {
+        step_id: id.into(),
+        after: after.iter().map(|a| (*a).to_owned()).collect(),
+        tool_gap_ms,
+        ..Default::default()
+    };
+    let steps = vec![step("a", &[], 0), step("b", &["a"], 100)];
+    let declared = v1::DeclareRequest { program_id: "plan".into(), steps, ..Default::default() };
+    control.of_programs(async |mut client| client.declare(declared).await).expect("an answer");
+    let mut next = || {
+        let event = events(&mut watch, 1).remove(0);
+        (event.program_id, event.graph, event.step_id, event.reason)
+    };
+    let told = |program: &str, graph: &str, step: &str, reason: &str| {
+        (program.to_owned(), graph.to_owned(), step.to_owned(), reason.to_owned())
+    };
+    assert_eq!(next(), told("plan", "plan", "a", "ready"));
+    let progress = v1::ProgressRequest { program_id: "plan".into(), ended: vec!["a".into()], ..Default::default() };
+    control.of_programs(async |mut client| client.progress(progress).await).expect("an answer");
+    assert_eq!(next(), told("plan", "plan", "b", "ready"), "once its tool is back");
+    let signal = |kind: SignalKind, expected_resume_ms| {
+        let program_id = "alone".to_owned();
+        let signal = v1::SignalRequest { program_id, kind: kind.into(), expected_resume_ms, ..Default::default() };
+        assert_eq!(control.signal(signal).expect("an answer").outcome(), v1::Outcome::Applied);
+    };
+    signal(SignalKind::ToolWait, 300);
+    assert_eq!(next(), told("alone", "", "", "returns"));
+    signal(SignalKind::Continuation, 0);
+    assert_eq!(next(), told("alone", "", "", "goes_on"));
+    let mut all = daemon.control().watch(v1::WatchRequest { incarnation: 0, ..Default::default() }).unwrap();
+    assert!(all.next_reply().unwrap().unwrap().events.is_empty(), "they are for those who name them");
+}

@@ -137,6 +137,7 @@ fn expect(node: &Arc<Node>, number: u64, at: Instant) {
         inner.expected(number, at)
     };
     let Some((name, expected)) = wanted else { return };
+    node.returns.expect(&name, Some(at + expected.early));
     let (bytes, kind) = node.read_core(|core| (core.context_bytes(&name), kind(&name, core.program_role(&name))));
     let inner = &mut *node.ahead.inner.lock();
     if !inner.forks.contains_key(&number) || inner.proactive.holds(number) {

@@ -21,6 +21,7 @@ use tokio::time::interval;
 use crate::node::Node;
 use crate::operations::{self, Operations, Terms};
 use crate::services::{Caller, KEYS_PER_CORE_CALL, gather};
+use crate::turns;
 
 /// How often it is looked whether something is due.
 const EVERY: Duration = Duration::from_millis(50);
@@ -128,9 +129,7 @@ fn kind_of(node: &Arc<Node>, name: &HolderName) -> Kind {
 
 /// Runs until the node stops.
 pub(crate) async fn run(node: Arc<Node>) {
-    if !node.config.programs.prefetch {
-        return;
-    }
+    let brings = node.config.programs.prefetch;
     let mut ticks = interval(EVERY);
     loop {
         tokio::select! {
@@ -139,7 +138,13 @@ pub(crate) async fn run(node: Arc<Node>) {
         }
         let (events, now) = node.with_core(|core, now| (core.take_program_events(), now));
         for event in events {
-            hear(&node, event).await;
+            tell_turns(&node, &event);
+            if brings {
+                hear(&node, event).await;
+            }
+        }
+        if !brings {
+            continue;
         }
         forks::give_up(&node, now).await;
         shared::look(&node, now).await;
@@ -151,6 +156,26 @@ pub(crate) async fn run(node: Arc<Node>) {
             let Some((number, name)) = due else { break };
             bring(&node, number, &name);
         }
+    }
+}
+
+/// What an event says of a program's turn.
+fn tell_turns(node: &Arc<Node>, event: &ProgramEvent) {
+    match event {
+        ProgramEvent::Waits { name, returns_in, at } => {
+            let kind = kind_of(node, name);
+            let expected = node.ahead.inner.lock().durations.expect(kind, *returns_in, Duration::ZERO);
+            let early = expected.map(|expected| expected.early).or(*returns_in);
+            node.returns.expect(name, early.map(|early| *at + early));
+        }
+        ProgramEvent::Back { name, .. } | ProgramEvent::Called { name, .. } | ProgramEvent::Ended { name, .. } => {
+            node.returns.expect(name, None);
+        }
+        ProgramEvent::GoesOn { name } => {
+            node.returns.expect(name, None);
+            turns::undeclared(node, name, "goes_on");
+        }
+        ProgramEvent::Forked { .. } | ProgramEvent::Blocks { .. } => {}
     }
 }
 
@@ -181,6 +206,7 @@ async fn hear(node: &Arc<Node>, event: ProgramEvent) {
         }
         ProgramEvent::Forked { name, branches, at } => forks::forked(node, name, &branches, at).await,
         ProgramEvent::Called { name, at } => forks::called(node, &name, at).await,
+        ProgramEvent::GoesOn { .. } => {}
         ProgramEvent::Blocks { name, parent, waits, at } => forks::blocks(node, &name, (parent, waits), at).await,
         ProgramEvent::Ended { name, role, at } => {
             let number = name.number();

@@ -50,6 +50,11 @@ pub enum ProgramEvent {
         /// When.
         at: Instant,
     },
+    /// It said that it goes on: it is about to call.
+    GoesOn {
+        /// Who.
+        name: HolderName,
+    },
     /// Its parent waits for its end from now on, or does not.
     Blocks {
         /// Who.

@@ -225,6 +225,7 @@ impl Core {
             SignalKind::Continuation => {
                 self.note_back(now, &signal.program);
                 self.catalog.holders.get_mut(id).state = HolderState::Active;
+                self.note_program(ProgramEvent::GoesOn { name: signal.program.clone() });
                 Step::Done
             }
             SignalKind::Fork => {

@@ -38,6 +38,12 @@ pub struct Due {
 }
 
 impl Core {
+    /// Tells watchers of a turn that begins: of a step, by the program that declared it and its id, or of a program that
+    /// declared nothing.
+    pub fn turn_began(&mut self, program: &HolderName, reason: &'static str, step: Option<(String, String)>) {
+        self.catalog.events.turn_began(program, reason, step.map(Box::new));
+    }
+
     /// How many programs should be under way at most while so many are.
     pub fn advise(&mut self, under_way: u32) -> u32 {
         self.admission.advise(under_way)

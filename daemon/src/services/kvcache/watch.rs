@@ -32,8 +32,11 @@ struct Filter {
 
 impl Filter {
     fn wants(&self, event: &Event) -> bool {
-        let of_tenant = self.tenant.as_ref().is_none_or(|t| event.tenant == *t || event.tenant == TenantId::shared());
-        (self.kinds.is_empty() || self.kinds.contains(&kind(event.kind)))
+        let is_turn = event.kind == EventKind::Turn;
+        // Blocks that are shared are everybody's; what runs next is its tenant's own business.
+        let is_of = |t: &TenantId| event.tenant == *t || (!is_turn && event.tenant == TenantId::shared());
+        let of_tenant = self.tenant.as_ref().is_none_or(is_of);
+        (self.kinds.is_empty() && !is_turn || self.kinds.contains(&kind(event.kind)))
             && event.model.contains(&self.model)
             && of_tenant
     }
@@ -126,10 +129,12 @@ const fn kind(kind: EventKind) -> v1::EventKind {
         EventKind::Released => v1::EventKind::BlockReleased,
         EventKind::ProgramEnded => v1::EventKind::ProgramEnded,
         EventKind::Corrupt => v1::EventKind::BlockCorrupt,
+        EventKind::Turn => v1::EventKind::TurnBegan,
     }
 }
 
 fn wire(event: Event) -> v1::BlockEvent {
+    let (graph, step_id) = event.step.map(|step| *step).unwrap_or_default();
     v1::BlockEvent {
         sequence: event.sequence,
         kind: kind(event.kind).into(),
@@ -139,6 +144,8 @@ fn wire(event: Event) -> v1::BlockEvent {
         program_id: event.program,
         reason: event.reason.to_owned(),
         bytes: event.bytes,
+        step_id,
+        graph,
     }
 }
 

@@ -1,6 +1,6 @@
 //! One declared graph: how far each step is, what may run, and how far it is from there to the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kvtier_types::{Instant, TenantId};
@@ -52,6 +52,8 @@ pub(super) struct Graph {
     missing: Vec<u32>,
     /// Steps that may run, and since when.
     ready: BTreeMap<u32, Instant>,
+    /// Those of them whose turn was not told yet.
+    untold: BTreeSet<u32>,
     running: BTreeMap<u32, Run>,
     ended: usize,
     /// What the steps took that ended.
@@ -71,6 +73,7 @@ impl Graph {
             states,
             missing: Vec::new(),
             ready: BTreeMap::new(),
+            untold: BTreeSet::new(),
             running: BTreeMap::new(),
             ended: 0,
             served: Duration::ZERO,
@@ -86,6 +89,7 @@ impl Graph {
     pub(super) fn inherit(&mut self, now: Instant, former: &Self) {
         let of_id: BTreeMap<&str, u32> =
             (0..).zip(former.plan.steps()).map(|(number, step)| (step.id.as_str(), number)).collect();
+        let mut told = BTreeSet::new();
         for (number, step) in (0..).zip(self.plan.steps()) {
             let Some(then) = of_id.get(step.id.as_str()) else { continue };
             self.states[number as usize] = former.states[*then as usize];
@@ -94,10 +98,14 @@ impl Graph {
             }
             if let Some(since) = former.ready.get(then) {
                 self.ready.insert(number, *since);
+                if !former.untold.contains(then) {
+                    told.insert(number);
+                }
             }
         }
         self.served = former.served;
         self.settle(now);
+        self.untold.retain(|number| !told.contains(number));
     }
 
     /// Takes over how far steps were, in the plan's order; those that run begin anew for what they take.
@@ -119,11 +127,13 @@ impl Graph {
             .collect();
         self.ended = self.states.iter().filter(|s| **s == StepState::Ended).count();
         let (ready, running) = (std::mem::take(&mut self.ready), std::mem::take(&mut self.running));
+        self.untold.clear();
         for (number, state) in (0..).zip(&self.states) {
             match state {
                 StepState::Waiting if self.missing[number as usize] == 0 => {
                     let since = ready.get(&number).copied().unwrap_or_else(|| due(&self.plan, number, now));
                     self.ready.insert(number, since);
+                    self.untold.insert(number);
                 }
                 StepState::Running => {
                     let run = running.get(&number).copied().unwrap_or(Run { began: now, due: now });
@@ -182,6 +192,7 @@ impl Graph {
                 changed += 1;
             }
         }
+        self.untold.remove(&number);
         let due = self.ready.remove(&number).unwrap_or(now).min(now);
         self.states[number as usize] = StepState::Running;
         self.running.insert(number, Run { began: now, due });
@@ -197,16 +208,31 @@ impl Graph {
         let took = self.running.remove(&number).map(|run| now.since(run.began));
         self.served = self.served.saturating_add(took.unwrap_or_default());
         self.ready.remove(&number);
+        self.untold.remove(&number);
         self.states[number as usize] = StepState::Ended;
         self.ended += 1;
         for later in &self.plan.next()[number as usize] {
             self.missing[*later as usize] -= 1;
             if self.missing[*later as usize] == 0 && self.states[*later as usize] == StepState::Waiting {
                 self.ready.insert(*later, due(&self.plan, *later, now));
+                self.untold.insert(*later);
             }
         }
         self.ranked = None;
         (true, took)
+    }
+
+    /// When the next turn begins that was not told.
+    pub(super) fn next_turn(&self) -> Option<Instant> {
+        self.untold.iter().filter_map(|number| self.ready.get(number)).min().copied()
+    }
+
+    /// Steps whose turn has begun, told once each.
+    pub(super) fn take_turns(&mut self, now: Instant) -> Vec<u32> {
+        let has_begun = |number: &u32| self.ready.get(number).is_some_and(|due| *due <= now);
+        let (begun, later): (Vec<u32>, Vec<u32>) = std::mem::take(&mut self.untold).into_iter().partition(has_begun);
+        self.untold.extend(later);
+        begun
     }
 
     /// How long things take: looked up anew when something happened, or after `fresh`.

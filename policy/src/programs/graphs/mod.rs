@@ -16,6 +16,7 @@ mod plan;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub use next::{NextStep, Question, Reason, Undeclared};
 pub use plan::{
     BadGraph, LONGEST_STEP, MAX_BEFORE, MAX_GRAPH_BYTES, MAX_STEP_NAME_BYTES, MAX_STEPS_PER_GRAPH, Plan, Step,
 };
+pub use turns::Turn;
 pub use shared::{MAX_SHARED_KEYS, SHARED_SOON, SharedContext, SharedPart, Sharing};
 
 /// Graphs of all tenants.
@@ -129,6 +131,7 @@ pub struct Graphs {
     learnt: Learnt,
     /// Graphs whose progress changed since it was last asked.
     changed: BTreeSet<GraphName>,
+    turns: turns::Turns,
 }
 
 impl Graphs {
@@ -234,6 +237,7 @@ impl Graphs {
         if graph.plan.steps().iter().any(Step::is_sharing) {
             self.sharing.insert(name.clone());
         }
+        self.turns.set(&name, graph.next_turn());
         self.graphs.insert(name, graph);
     }
 
@@ -241,6 +245,7 @@ impl Graphs {
         let graph = self.graphs.remove(name)?;
         self.changed.remove(name);
         self.sharing.remove(name);
+        self.turns.set(name, None);
         self.steps -= graph.plan.steps().len();
         self.bytes -= graph.plan.bytes();
         if let Some(steps) = self.tenant_steps.get_mut(&name.tenant) {
@@ -284,6 +289,7 @@ impl Graphs {
         }
         if steps > 0 {
             self.changed.insert(name.clone());
+            self.turns.set(name, graph.next_turn());
         }
         let unknown: Vec<&str> = wanted.iter().copied().filter(|id| !numbers.contains_key(*id)).collect();
         if !unknown.is_empty() {

@@ -394,3 +394,33 @@ fn a_part_of_a_context_that_is_none_is_refused() {
     assert!(said(SharedContext::Blocks(vec![key(1); 2])).unwrap() >= plain + 64, "keys count");
     assert!(said(tokens("boss", 9, 0)).unwrap() > plain);
 }
+
+#[test]
+fn a_turn_is_told_once_when_it_begins() {
+    let mut graphs = Graphs::default();
+    let told = |graphs: &mut Graphs, now| -> Vec<String> {
+        let mut all = Vec::new();
+        while let Some(turns) = graphs.take_turns(now) {
+            all.extend(turns.into_iter().map(|turn| format!("{} {}", turn.program, turn.step)));
+        }
+        all.sort();
+        all
+    };
+    let branch = Step { program: "p/x".into(), ..step("b", &["a"], 1) };
+    let plan = [step("a", &[], 1), branch, Step { gap: s(5), ..step("c", &["b"], 1) }];
+    declare(&mut graphs, at(0), "p", &plan);
+    assert_eq!(told(&mut graphs, at(0)), ["p a"]);
+    assert_eq!(told(&mut graphs, at(9)), [""; 0]);
+    report(&mut graphs, at(10), "p", &["a"], &["a"]);
+    assert_eq!(told(&mut graphs, at(10)), ["p/x b"]);
+    report(&mut graphs, at(11), "p", &["b"], &["b"]);
+    assert_eq!(told(&mut graphs, at(15)), [""; 0], "its tool runs");
+    // What grows meanwhile is told beside it; what was told is not told again.
+    declare(&mut graphs, at(15), "p", &[&plan[..], &[step("d", &[], 1)]].concat());
+    assert_eq!(told(&mut graphs, at(16)), ["p c", "p d"]);
+    declare(&mut graphs, at(17), "p", &[&plan[..], &[step("d", &[], 1), step("e", &["d"], 1)]].concat());
+    assert_eq!(told(&mut graphs, at(20)), [""; 0]);
+    report(&mut graphs, at(21), "p", &[], &["d"]);
+    declare(&mut graphs, at(21), "p", &[]);
+    assert_eq!(told(&mut graphs, at(99)), [""; 0], "a graph that is gone has no turns");
+}
