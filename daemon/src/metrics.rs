@@ -234,6 +234,17 @@ fn ahead(page: &mut Page, node: &Node) {
     page.family("kvtier_prefetch_bytes_total", "counter", help, fates.map(|(fate, bytes)| ("fate", fate, bytes)));
     let help = "Bytes brought up ahead that nobody has used yet.";
     page.family("kvtier_prefetch_outstanding_bytes", "gauge", help, [("", "", outstanding)]);
+    let spread = node.read_core(Core::spread_counts);
+    let fates = [
+        ("useful", spread.useful_bytes),
+        ("late", spread.late_bytes),
+        ("wasted", spread.wasted_bytes),
+        ("refused", spread.refused_bytes),
+    ];
+    let help = "Bytes that other nodes had copied here ahead of their use, by what became of them.";
+    page.family("kvtier_spread_here_bytes_total", "counter", help, fates.map(|(fate, bytes)| ("fate", fate, bytes)));
+    let help = "Bytes so copied that lie in host memory and nobody has read yet.";
+    page.family("kvtier_spread_unread_bytes", "gauge", help, [("", "", spread.unread_bytes)]);
 }
 
 fn eviction(page: &mut Page, node: &Node) {

@@ -5,6 +5,7 @@
 
 mod ranks;
 mod spot;
+mod unread;
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -29,6 +30,7 @@ use crate::publication::Publication;
 use crate::rules::Life;
 use ranks::Known;
 pub(crate) use spot::{Place, Spot};
+pub use unread::SpreadCounts;
 
 /// Number of an entry in the catalog's slab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +104,8 @@ pub(crate) struct Remote {
     pub(crate) untried: VecDeque<Source>,
     /// It is given into this node's care: what arrives is its own.
     pub(crate) adopted: bool,
+    /// Another node has the copy made ahead of its use.
+    pub(crate) ahead: bool,
 }
 
 /// All entries.
@@ -134,6 +138,8 @@ pub(crate) struct Catalog {
     block_tokens: FxHashMap<(u16, u16), u32>,
     /// What the directory is told; `None` where there is no cluster.
     pub(crate) publication: Option<Publication>,
+    /// Copies that other nodes had made here ahead of their use.
+    pub(crate) spread: SpreadCounts,
 }
 
 impl Catalog {
@@ -156,6 +162,7 @@ impl Catalog {
             remotes: FxHashMap::default(),
             holders: Holders::default(),
             events: Events::default(),
+            spread: SpreadCounts::default(),
             block_tokens: FxHashMap::default(),
             publication: None,
         }
@@ -270,6 +277,7 @@ impl Catalog {
     /// Changes an entry's state and keeps rankings, child counts and the tree in step. Returns whether it remains.
     pub(crate) fn update(&mut self, id: BlockId, change: impl FnOnce(&mut Entry)) -> bool {
         let before = Tier::ALL.map(|t| self.get(id).resident(t));
+        let unread = SpreadCounts::of(self.get(id));
         let counted = Counted::of(self.get(id), self.pools.class_of(self.get(id).bytes));
         let (expired, touched, held) = (self.get(id).expires, self.get(id).touched, is_held(self.get(id).standing));
         self.unrank(id);
@@ -279,6 +287,7 @@ impl Catalog {
         // A copy that comes back asks for its place anew.
         let stays = entry.stays;
         entry.stays = Kept::of(|t| stays.has(t) && entry.resident(t));
+        self.spread.changed(unread, entry);
         let parent = entry.parent;
         let recounted = Counted::of(entry, self.pools.class_of(entry.bytes));
         let tenant = |of: &Counted| &self.scopes.get(of.scope).tenant;

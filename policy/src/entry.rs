@@ -55,6 +55,9 @@ impl Flags {
     /// Only programs that ended, or whose context was rewritten, held it: it goes first.
     pub(crate) const FADED: u32 = 1 << 18;
 
+    /// Another node had this copy made ahead of its use, and nobody read it here yet.
+    pub(crate) const SPREAD: u32 = 1 << 23;
+
     /// It waits in the queue of copies on other nodes.
     pub(crate) const REPLICATE: u32 = 1 << 15;
     /// Its time ends earlier than its records say.

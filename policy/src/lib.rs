@@ -38,7 +38,7 @@ mod publication;
 mod rules;
 
 pub use attachment::{AttachSpec, AttachmentId, AttachmentInfo, Role};
-pub use catalog::{BlockId, Scope, Source};
+pub use catalog::{BlockId, Scope, Source, SpreadCounts};
 pub use claims::{ClaimsConfig, MAX_CLAIMS_PER_BLOCK, MAX_HINTED, MAX_REMEMBERED, MAX_STEM_BLOCKS, TierBudget};
 pub use core::{
     Action, AnswerFrame, BlockPlace, BlockView, ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, Claiming,

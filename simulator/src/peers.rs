@@ -264,7 +264,7 @@ impl World {
 
     pub(crate) fn adopt_asked(&mut self, n: usize, from: (NodeNumber, u64), metas: &[RecordMeta]) {
         let now = self.now;
-        let adopted = self.live(n).core.adopt(now, from, metas, Duration::from_secs(3));
+        let adopted = self.live(n).core.adopt(now, from, metas, (Duration::from_secs(3), None));
         if let Ok(lease) = adopted {
             let until = now + Duration::from_secs(2);
             self.live(n).staging.push(Staging { name: None, lease, until });

@@ -1,6 +1,7 @@
 //! Prefixes that many calls share get copies on other nodes.
 
 use kvtier_proto::v1;
+use kvtier_tests::daemon::count;
 use kvtier_tests::valkey::Valkey;
 use kvtier_tests::wait::until;
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
@@ -92,4 +93,15 @@ fn branches_that_are_to_come_are_reason_enough() {
     };
     a.control().signal(fork).expect("an answer");
     has_all(&b, &prompt);
+    // The node that got the copy says what became of it.
+    let bytes = u64::from(BLOCKS) * (64 << 10);
+    let counts = |name: &'static str, bytes: u64| {
+        b.wait_status(name, |status| count(&status.policy, name) == bytes);
+    };
+    counts("spread_unread_bytes", bytes);
+    let mut on_b = Engine::attach(&b, &Shape::default());
+    on_b.speak_for("branch 0", "main", "");
+    assert_eq!(on_b.get(&prompt).hit.host_tokens, BLOCKS * 16);
+    counts("spread_useful_bytes", bytes);
+    counts("spread_unread_bytes", 0);
 }

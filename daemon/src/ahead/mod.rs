@@ -182,7 +182,8 @@ fn tell_turns(node: &Arc<Node>, event: &ProgramEvent) {
 async fn hear(node: &Arc<Node>, event: ProgramEvent) {
     match event {
         ProgramEvent::Waits { name, returns_in, at } => {
-            let (bytes, kind) = node.read_core(|core| (core.context_bytes(&name), kind(&name, core.program_role(&name))));
+            let (bytes, kind) =
+                node.read_core(|core| (core.context_bytes(&name), kind(&name, core.program_role(&name))));
             let number = name.number();
             let inner = &mut *node.ahead.inner.lock();
             if inner.waits.len() >= MAX_WAITS && !inner.waits.contains_key(&number) {

@@ -87,7 +87,9 @@ async fn page(node: &Arc<Node>, cluster: &Arc<Cluster>) -> Option<bool> {
         polled.into_iter().enumerate().map(|(at, (meta, copies))| Wanting { meta, copies, on: on(at) }).collect();
     for (peer, offered) in offers(&shards, &ready) {
         let metas: Vec<RecordMeta> = offered.iter().map(|at| shards[*at].meta.clone()).collect();
-        for (at, taken) in offered.iter().zip(homes::push(node, peer, &metas, Instant::now() + PUSH_LIMIT).await) {
+        for (at, taken) in
+            offered.iter().zip(homes::push(node, peer, &metas, (Instant::now() + PUSH_LIMIT, false)).await)
+        {
             if taken {
                 shards[*at].on.insert(peer);
             }

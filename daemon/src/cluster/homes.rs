@@ -68,17 +68,23 @@ pub(crate) async fn to_peers(node: &Arc<Node>, mut metas: Vec<RecordMeta>, deadl
         let roomiest = |core: &Core| core.members().roomiest(node.now(), &tried).map(|(number, _)| number);
         let Some(peer) = node.read_core(roomiest) else { break };
         tried.push(peer);
-        let taken = push(node, peer, &metas, deadline).await;
+        let taken = push(node, peer, &metas, (deadline, false)).await;
         let mut taken = taken.into_iter();
         metas.retain(|_| !taken.next().unwrap_or(false));
     }
     metas
 }
 
-/// Asks a peer to take copies, which it fetches and verifies. Answers for each shard whether the peer has it now.
-pub(crate) async fn push(node: &Arc<Node>, peer: NodeNumber, metas: &[RecordMeta], deadline: Instant) -> Vec<bool> {
+/// Asks a peer to take copies, which it fetches and verifies, until a deadline; whether it is ahead of their use. Answers for
+/// each shard whether the peer has it now.
+pub(crate) async fn push(
+    node: &Arc<Node>,
+    peer: NodeNumber,
+    metas: &[RecordMeta],
+    (deadline, ahead): (Instant, bool),
+) -> Vec<bool> {
     let limit = PUSH_LIMIT.min(deadline.saturating_duration_since(Instant::now()));
-    match timeout(limit, ask(node, peer, metas, limit)).await {
+    match timeout(limit, ask(node, peer, metas, (limit, ahead))).await {
         Ok(Ok(outcomes)) => {
             let applied = |outcome: &v1::PushOutcome| outcome.outcome() == v1::Outcome::Applied;
             for refused in outcomes.iter().filter(|outcome| !applied(outcome)).take(1) {
@@ -101,7 +107,7 @@ async fn ask(
     node: &Arc<Node>,
     peer: NodeNumber,
     metas: &[RecordMeta],
-    limit: Duration,
+    (limit, ahead): (Duration, bool),
 ) -> anyhow::Result<Vec<v1::PushOutcome>> {
     let mut client = peers::client(node, peer, limit).await?;
     let request = v1::PushRequest {
@@ -110,6 +116,7 @@ async fn ask(
         shards: metas.iter().map(|meta| shard_meta(meta, unix_ms())).collect(),
         // The answer takes a moment too.
         deadline_ms: u32::try_from((limit * 9 / 10).as_millis()).unwrap_or(u32::MAX),
+        ahead,
     };
     Ok(client.push(request).await?.into_inner().outcomes)
 }

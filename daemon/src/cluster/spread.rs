@@ -1,7 +1,8 @@
 //! Copies of prefixes that many calls share: on as many nodes as their use is worth, and on nodes that join.
 //!
 //! A node spreads what its own engines use. One prefix is copied at a time, behind what somebody waits for, and none that is
-//! larger than what may be brought up ahead of programs.
+//! larger than what may be brought up ahead of programs. The node that gets a copy says what became of it, and takes no more
+//! than may lie there unread.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -86,7 +87,7 @@ async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
     let hot = node.read_core(|core| core.hottest(now, MOST));
     for newcomer in newcomers(node, &ready, done) {
         for (prefix, _) in hot.iter().take(ON_JOINING) {
-            copy(node, cluster, prefix, (Wish { copies: 1, nodes: vec![newcomer] }, Reason::Joined)).await;
+            copy(node, cluster, prefix, (Wish { copies: 1, nodes: vec![newcomer], ahead: true }, Reason::Joined)).await;
         }
     }
     let mut wanted: BTreeMap<BlockKey, (f64, u32)> = hot.into_iter().map(|(key, rate)| (key, (rate, 0))).collect();
@@ -110,7 +111,7 @@ async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
         let reason =
             if replicas(rate, 0, nodes) < replicas(rate, branches, nodes) { Reason::FanOut } else { Reason::Use };
         done.copies.insert(prefix, (copies, now));
-        copy(node, cluster, &prefix, (Wish { copies, nodes: Vec::new() }, reason)).await;
+        copy(node, cluster, &prefix, (Wish { copies, nodes: Vec::new(), ahead: true }, reason)).await;
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Wish {
     pub(crate) copies: usize,
     /// On which; the roomiest when empty.
     pub(crate) nodes: Vec<NodeNumber>,
+    /// Whether they are made before anybody asks for them there.
+    pub(crate) ahead: bool,
 }
 
 /// A shard and the other nodes that have it.
@@ -117,7 +119,7 @@ async fn offer(node: &Arc<Node>, peer: NodeNumber, shards: &mut [Copied], (wish,
     let at: Vec<usize> = (0..shards.len()).filter(|index| wanting(&shards[*index])).collect();
     for portion in at.chunks(MAX_SHARDS_PER_EXPORT) {
         let metas: Vec<RecordMeta> = portion.iter().map(|index| shards[*index].meta.clone()).collect();
-        let taken = cluster::push(node, peer, &metas, until).await;
+        let taken = cluster::push(node, peer, &metas, (until, wish.ahead)).await;
         for (index, _) in portion.iter().zip(taken).filter(|(_, taken)| *taken) {
             shards[*index].on.insert(peer);
         }

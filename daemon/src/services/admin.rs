@@ -191,9 +191,22 @@ fn status(node: &Arc<Node>) -> v1::StatusReply {
             .chain(mark_counts(node, core))
             .chain(node.hints.counts.sums())
             .chain(ahead)
+            .chain(spread_counts(core))
             .map(count)
             .collect(),
     })
+}
+
+/// What became of copies that other nodes had made here ahead of their use.
+fn spread_counts(core: &Core) -> [(&'static str, u64); 5] {
+    let counts = core.spread_counts();
+    [
+        ("spread_useful_bytes", counts.useful_bytes),
+        ("spread_late_bytes", counts.late_bytes),
+        ("spread_wasted_bytes", counts.wasted_bytes),
+        ("spread_refused_bytes", counts.refused_bytes),
+        ("spread_unread_bytes", counts.unread_bytes),
+    ]
 }
 
 /// Claims and what became of calls for them.

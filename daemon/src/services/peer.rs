@@ -102,8 +102,9 @@ impl v1::peer_server::Peer for PeerService {
             .collect::<Result<_, _>>()
             .map_err(wire_status)?;
         let limit = Duration::from_millis(message.deadline_ms.into()).min(MAX_PUSH);
-        let adopted =
-            self.node.with_core(|core, now| core.adopt(now, (from.number(), message.node_incarnation), &metas, limit));
+        let ahead = message.ahead.then(|| self.node.config.prefetch_budget());
+        let from = (from.number(), message.node_incarnation);
+        let adopted = self.node.with_core(|core, now| core.adopt(now, from, &metas, (limit, ahead)));
         let lease = adopted.map_err(|e| export_status(&e))?;
         let _guard = LeaseGuard { node: &self.node, lease: Some(lease) };
         self.wait_for(lease, limit).await;

@@ -96,6 +96,7 @@ impl Core {
     /// The open call takes a lease on an entry.
     pub(super) fn lease_entry(&mut self, id: BlockId, tick: u64) {
         let segment = self.segment_of(id);
+        self.catalog.read_ahead(id);
         self.catalog.touch(id, |e| {
             e.leases += 1;
             (e.touched, e.segment) = (tick, segment);

@@ -243,7 +243,7 @@ fn a_node_that_leaves_gives_its_only_copies_to_another() {
     let (metas, rest) = pair.owner.core.holdings(0, 100);
     assert_eq!((metas.len(), rest), (3, None));
     let from: (NodeNumber, u64) = (pair.names[0].number(), 1);
-    let lease = pair.reader.core.adopt(NOW, from, &metas, Duration::from_secs(30)).unwrap();
+    let lease = pair.reader.core.adopt(NOW, from, &metas, (Duration::from_secs(30), None)).unwrap();
     let fetches = pair.fetches();
     assert_eq!(fetches.len(), 2, "there is room for two");
     for (id, key, _) in &fetches {
@@ -256,6 +256,43 @@ fn a_node_that_leaves_gives_its_only_copies_to_another() {
     pair.reader.core.release_export(lease);
     assert_eq!(pair.reader.core.tier_use(Tier::Host).bytes, 2 * BLOCK);
     assert_eq!(pair.reader.core.catalog_size().0, 2);
+}
+
+#[test]
+fn copies_made_ahead_are_useful_once_read_and_wasted_if_they_go_unread() {
+    let mut pair = Pair::new(8);
+    pair.owner.write(&[1, 2, 3, 4]);
+    pair.publish();
+    pair.gossip();
+    let (metas, _) = pair.owner.core.holdings(0, 100);
+    let from: (NodeNumber, u64) = (pair.names[0].number(), 1);
+    // As much as three blocks may lie there unread.
+    let terms = (Duration::from_secs(30), Some(3 * BLOCK));
+    let lease = pair.reader.core.adopt(NOW, from, &metas, terms).unwrap();
+    let fetches = pair.fetches();
+    assert_eq!(fetches.len(), 3);
+    let again = pair.reader.core.adopt(NOW, from, &metas[3..], terms).unwrap();
+    assert_eq!(pair.reader.core.spread_counts().refused_bytes, 2 * BLOCK, "what is on its way counts");
+    pair.reader.core.release_export(again);
+    // A reader comes for the first while it is on its way.
+    let read = pair.lookup("late", &[1]);
+    for (id, key, _) in &fetches {
+        let meta = metas.iter().find(|m| m.key == *key).unwrap().clone();
+        pair.reader.core.fetched(NOW, *id, FetchEnd::Done(Box::new(meta)));
+    }
+    pair.reader.core.release_export(lease);
+    assert_eq!(pair.reader.core.waiting(read).unwrap(), 0);
+    let counts = pair.reader.core.spread_counts();
+    assert_eq!((counts.late_bytes, counts.unread_bytes), (BLOCK, 2 * BLOCK), "{counts:?}");
+    pair.lookup("early", &[1, 2]);
+    let counts = pair.reader.core.spread_counts();
+    assert_eq!((counts.useful_bytes, counts.unread_bytes), (BLOCK, BLOCK), "{counts:?}");
+    pair.lookup("again", &[1, 2]);
+    assert_eq!(pair.reader.core.spread_counts(), counts, "it counts once");
+    let id = pair.reader.core.catalog.find_all(&key(3))[0];
+    pair.reader.core.drop_all(id);
+    let counts = pair.reader.core.spread_counts();
+    assert_eq!((counts.wasted_bytes, counts.unread_bytes), (BLOCK, 0), "{counts:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use kvtier_types::{Instant, NodeNumber, Outcome, RecordMeta, ShardKey, Tier};
 
 use super::Core;
-use crate::catalog::{BlockId, Remote, Scope, Source};
+use crate::catalog::{BlockId, Remote, Scope, Source, SpreadCounts};
 use crate::entry::{Entry, Flags};
 use crate::frame::FrameRef;
 use crate::lease::LeaseId;
@@ -73,6 +73,8 @@ pub(crate) struct Hold {
     /// Shards still on their way into host memory.
     pub(crate) waiting: usize,
     expires: Instant,
+    /// Bytes on their way ahead of their use.
+    coming_bytes: u64,
 }
 
 impl Core {
@@ -119,6 +121,7 @@ impl Core {
             blocks: Vec::with_capacity(request.keys.len()),
             waiting: 0,
             expires: now + request.ttl.min(MAX_EXPORT_TTL),
+            coming_bytes: 0,
         };
         for key in &request.keys {
             let found = find(self, key);
@@ -190,6 +193,7 @@ impl Core {
     /// Ends an export or adoption. Ending it twice is no fault.
     pub fn release_export(&mut self, lease: LeaseId) {
         let Some(hold) = self.exports.remove(&lease) else { return };
+        self.coming_ahead -= hold.coming_bytes;
         for id in hold.blocks.into_iter().flatten() {
             self.let_go(id, lease);
         }
@@ -254,8 +258,9 @@ impl Core {
         }
     }
 
-    /// Takes shards into this node's care that `from` is about to lose: they are fetched from it and kept as this node's
-    /// own. Wait and collect as for an export, then release.
+    /// Takes shards into this node's care that `from` is about to lose, or has copied ahead of their use: they are fetched
+    /// from it and kept as this node's own. Of copies ahead of their use as many are taken as leave no more than `ahead` bytes
+    /// unread in host memory. Wait and collect as for an export, then release.
     ///
     /// # Errors
     /// [`ExportError::Limit`].
@@ -264,17 +269,46 @@ impl Core {
         now: Instant,
         from: (NodeNumber, u64),
         metas: &[RecordMeta],
-        ttl: Duration,
+        (ttl, ahead): (Duration, Option<u64>),
     ) -> Result<LeaseId, ExportError> {
         self.clock = self.clock.max(now);
         let (node, incarnation) = from;
         let keys: Vec<ShardKey> = metas.iter().map(|m| m.key).collect();
         let request = ExportRequest { peer: node, peer_incarnation: incarnation, incarnation: 0, keys, ttl };
         let mut metas = metas.iter();
-        self.hold(now, &request, |core, _| {
+        let mut coming = 0;
+        let lease = self.hold(now, &request, |core, _| {
             let meta = metas.next()?;
-            core.intern_wanted(meta, vec![Source::Peer { node, incarnation }], true)
-        })
+            let is_new = ahead.is_some() && !core.is_here(&meta.key);
+            let lies = core.catalog.spread.unread_bytes + core.coming_ahead + coming;
+            if is_new && ahead.is_some_and(|budget| lies + meta.bytes > budget) {
+                core.catalog.spread.refused_bytes += meta.bytes;
+                return None;
+            }
+            let id = core.intern_wanted(meta, vec![Source::Peer { node, incarnation }], true)?;
+            if let Some(remote) = core.catalog.remotes.get_mut(&id).filter(|_| is_new) {
+                remote.ahead = true;
+                coming += meta.bytes;
+            }
+            Some(id)
+        })?;
+        if let Some(hold) = self.exports.get_mut(&lease) {
+            hold.coming_bytes = coming;
+            self.coming_ahead += coming;
+        }
+        Ok(lease)
+    }
+
+    fn is_here(&self, key: &ShardKey) -> bool {
+        let layout = self.catalog.find_layout(&key.layout);
+        let id = layout.and_then(|layout| self.catalog.find(&key.block, layout, key.shard));
+        id.is_some_and(|id| self.catalog.get(id).visible())
+    }
+
+    /// What became of copies that other nodes had made here ahead of their use.
+    #[must_use]
+    pub const fn spread_counts(&self) -> SpreadCounts {
+        self.catalog.spread
     }
 
     /// The entry of a shard to be fetched without a reader: taken into this node's care when `adopted`, else as a copy of
@@ -297,7 +331,7 @@ impl Core {
                 return None;
             }
             self.catalog.update(id, |e| e.flags.set(Flags::REMOTE, true));
-            self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted });
+            self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted, ahead: false });
             return Some(id);
         }
         if self.catalog.scopes.len() > MAX_SCOPES {
@@ -316,7 +350,7 @@ impl Core {
             ..Entry::bare(meta.key.block, (layout, meta.key.shard), meta.group, bytes, (scope, program, flags))
         };
         let id = self.catalog.insert(entry);
-        self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted });
+        self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted, ahead: false });
         Some(id)
     }
 
@@ -334,7 +368,9 @@ impl Core {
     pub fn adoption_outcomes(&self, lease: LeaseId) -> Option<Vec<(Outcome, &'static str)>> {
         let hold = self.exports.get(&lease)?;
         let outcome = |block: &Option<BlockId>| match block {
-            None => (Outcome::Rejected, "it is being written or fetched there already"),
+            None => {
+                (Outcome::Rejected, "it is being written or fetched there already, or no more may lie there unread")
+            }
             Some(id) if self.catalog.get(*id).visible() => (Outcome::Applied, ""),
             Some(_) => (Outcome::Missing, "it could not be fetched in time"),
         };

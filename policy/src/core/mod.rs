@@ -366,6 +366,8 @@ pub struct Core {
     replications: VecDeque<BlockId>,
     epoch_ms: u64,
     exports: BTreeMap<LeaseId, Hold>,
+    /// Bytes of copies on their way here ahead of their use.
+    coming_ahead: u64,
     moves: BTreeMap<MoveId, (BlockId, Movement)>,
     offloads: VecDeque<(BlockId, Tier)>,
     onboards: VecDeque<BlockId>,
@@ -440,6 +442,7 @@ impl Core {
             replications: VecDeque::new(),
             epoch_ms: 0,
             exports: BTreeMap::new(),
+            coming_ahead: 0,
             moves: BTreeMap::new(),
             offloads: VecDeque::new(),
             onboards: VecDeque::new(),

@@ -121,7 +121,7 @@ impl Core {
             self.arrived(id);
             id
         };
-        self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted: false });
+        self.catalog.remotes.insert(id, Remote { untried: sources.into(), adopted: false, ahead: false });
         Some(id)
     }
 
@@ -232,7 +232,9 @@ impl Core {
         let program = self.catalog.programs.acquire(&meta.hints.program_id);
         let (semantic, taints, end) = self.arriving(meta);
         self.catalog.ephemeral.remove(&id);
-        let adopted = self.catalog.remotes.remove(&id).is_some_and(|r| r.adopted);
+        let remote = self.catalog.remotes.remove(&id).unwrap_or_default();
+        let (adopted, is_late) = (remote.adopted, remote.ahead && self.is_awaited_by_reader(id));
+        let is_early = remote.ahead && !is_late;
         self.catalog.update(id, |e| {
             e.host = Some(into);
             e.checksum = meta.checksum;
@@ -242,7 +244,11 @@ impl Core {
             e.expires = NEVER;
             e.flags.set(Flags::REMOTE, false);
             e.flags.set(Flags::FETCHED, !adopted);
+            e.flags.set(Flags::SPREAD, is_early);
         });
+        if is_late {
+            self.catalog.spread.late_bytes += u64::from(self.catalog.get(id).bytes);
+        }
         self.catalog.scopes.release(old_scope);
         self.catalog.programs.release(old_program);
         self.set_taints(id, &taints);
@@ -255,6 +261,10 @@ impl Core {
         if adopted {
             self.queue_offload(id);
         }
+    }
+
+    fn is_awaited_by_reader(&self, id: BlockId) -> bool {
+        self.waiters.get(&id).is_some_and(|leases| leases.iter().any(|lease| self.leases.contains_key(lease)))
     }
 
     /// What a block that comes from elsewhere is marked with: what it came with, and what this node was told of it while

@@ -179,7 +179,7 @@ pub(super) fn replicate(
     }
     let limit = limit(message.deadline_ms, REPLICATE_LIMIT, MAX_LIMIT);
     let operation = begin(node, caller, ("Replicate", goals.len(), limit), |operation| {
-        operations::replicate(Arc::clone(node), operation, goals, Wish { copies, nodes })
+        operations::replicate(Arc::clone(node), operation, goals, Wish { copies, nodes, ahead: false })
     })?;
     Ok(reply(&resolved, plans, Some(&operation)))
 }

@@ -57,7 +57,7 @@ pub(super) fn start(
 }
 
 fn to_node(id: &NodeId) -> Wish {
-    Wish { copies: 1, nodes: vec![id.number()] }
+    Wish { copies: 1, nodes: vec![id.number()], ahead: false }
 }
 
 /// The blocks that something can be done about here, as many of the first as the budget has room for, and their bytes.
