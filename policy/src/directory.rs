@@ -192,6 +192,9 @@ pub struct NodeRecord {
     pub edition: Edition,
     /// What it is doing.
     pub state: NodeState,
+    /// It joined a moment ago, and what many calls share is still copied to it: steps are better placed on others. Never of
+    /// one that drains.
+    pub warming: bool,
     /// Where its Peer service listens: `host:port`.
     pub peer: String,
     /// Bytes of host memory it could fill without dropping anything.

@@ -56,6 +56,6 @@ pub use frame::{Allocation, FramePool, FrameRef, TwinPool};
 pub use holders::{HolderKind, HolderName, HolderState, MAX_HOLDERS};
 pub use lease::LeaseId;
 pub use ledger::{Ledger, MissReason};
-pub use members::{Member, Members};
+pub use members::{Member, Members, WARM_UP};
 pub use pools::COMMON_PRIORITY;
 pub use publication::{PublicationCounts, Verdict};

@@ -17,8 +17,8 @@ use crate::limits::MAX_NODES;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// A node that joined gets copies of what many calls share before steps are placed on it: for so long.
-const WARM_UP: Duration = Duration::from_secs(10);
+/// A node that joined gets copies of what many calls share before steps are placed on it: for so long at most.
+pub const WARM_UP: Duration = Duration::from_secs(10);
 
 /// What is known of one node.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct Member {
     pub record: NodeRecord,
     failures: u32,
     paused_until: Instant,
-    /// Until when it is warmed.
+    /// When it is warm whatever it says.
     warm_from: Instant,
 }
 
@@ -47,20 +47,18 @@ pub struct Members {
     /// The latest edition heard of each node, of those too that are gone: a directory with an old state may tell of
     /// former lives.
     latest: BTreeMap<NodeNumber, Edition>,
-    /// Whether the directory was heard before: whoever is there the first time was there before this node.
-    heard: bool,
 }
 
 impl Members {
     /// The members of a cluster but `own`.
     #[must_use]
     pub const fn new(own: NodeNumber) -> Self {
-        Self { own: Some(own), nodes: BTreeMap::new(), latest: BTreeMap::new(), heard: false }
+        Self { own: Some(own), nodes: BTreeMap::new(), latest: BTreeMap::new() }
     }
 
     /// Takes the directory's word for who lives. A record of an older edition than one known does not replace it.
     pub fn heard(&mut self, now: Instant, records: &[NodeRecord]) {
-        let warm_from = if std::mem::replace(&mut self.heard, true) { now + WARM_UP } else { Instant::ZERO };
+        let warm_from = now + WARM_UP;
         let mut known = std::mem::take(&mut self.nodes);
         for record in records.iter().take(MAX_NODES) {
             let number = record.id.number();
@@ -105,10 +103,11 @@ impl Members {
         self.nodes.iter().map(|(number, member)| (*number, member))
     }
 
-    /// Whether a node joined a moment ago: it is given copies, and steps are better placed on others.
+    /// Whether a node joined a moment ago and is given copies: steps are better placed on others. Its own word, for
+    /// [`WARM_UP`] at most.
     #[must_use]
     pub fn is_warming(&self, now: Instant, node: NodeNumber) -> bool {
-        self.nodes.get(&node).is_some_and(|member| member.warm_from > now)
+        self.nodes.get(&node).is_some_and(|member| member.record.warming && member.warm_from > now)
     }
 
     /// Whether a replica's word still counts.
@@ -171,7 +170,7 @@ mod tests {
     fn record(id: &str, edition: Edition) -> NodeRecord {
         let id = NodeId::new(id).unwrap();
         let peer = format!("{id}:1");
-        NodeRecord { id, edition, state: NodeState::Ready, peer, free_host_bytes: 1, packs: Vec::new() }
+        NodeRecord { id, edition, state: NodeState::Ready, warming: false, peer, free_host_bytes: 1, packs: Vec::new() }
     }
 
     fn replica(id: &str, edition: Edition, tier: Tier) -> Replica {
@@ -219,16 +218,19 @@ mod tests {
     }
 
     #[test]
-    fn who_joins_later_is_warmed_first_and_who_was_there_is_not() {
+    fn who_says_that_it_is_warmed_is_believed_for_a_while() {
         let mut members = Members::new(NodeId::new("own").unwrap().number());
         let (first, second) = (Edition::first(1), Edition::first(2));
         let number = |id: &str| NodeId::new(id).unwrap().number();
-        members.heard(NOW, &[record("a", first)]);
-        let later = NOW + Duration::from_secs(60);
-        members.heard(later, &[record("a", first), record("b", first)]);
-        assert!(!members.is_warming(later, number("a")) && members.is_warming(later, number("b")));
-        assert!(!members.is_warming(later + super::WARM_UP, number("b")));
-        members.heard(later + super::WARM_UP, &[record("a", second), record("b", first)]);
-        assert!(members.is_warming(later + super::WARM_UP, number("a")), "another life begins cold");
+        let warming = |id, edition| NodeRecord { warming: true, ..record(id, edition) };
+        members.heard(NOW, &[record("a", first), warming("b", first), warming("c", first)]);
+        assert!(!members.is_warming(NOW, number("a")) && members.is_warming(NOW, number("b")));
+        let later = NOW + super::WARM_UP / 2;
+        members.heard(later, &[record("a", first), record("b", first), warming("c", first)]);
+        assert!(!members.is_warming(later, number("b")), "all that was meant for it is there");
+        assert!(members.is_warming(later, number("c")) && !members.is_warming(NOW + super::WARM_UP, number("c")));
+        let last = NOW + super::WARM_UP;
+        members.heard(last, &[record("a", first), record("b", first), warming("c", second)]);
+        assert!(members.is_warming(last, number("c")), "another life begins cold");
     }
 }

@@ -251,7 +251,8 @@ impl World {
         drop(memory);
         let edition = live.core.edition().expect("every node joined the cluster");
         let state = if live.draining { NodeState::Draining } else { NodeState::Ready };
-        NodeRecord { id, edition, state, peer: format!("node-{n}:1"), free_host_bytes, packs: Vec::new() }
+        let peer = format!("node-{n}:1");
+        NodeRecord { id, edition, state, warming: false, peer, free_host_bytes, packs: Vec::new() }
     }
 
     /// Asks the directory.

@@ -48,6 +48,15 @@ fn what_is_used_often_gets_a_copy_and_so_does_a_node_that_joins() {
     }
     has_all(&b, &prompt);
     let c = start("c", &valkey);
+    // It is offered once it has what was meant for it, and not by the clock.
+    let ready = || {
+        let reply = c.control().nodes().ok()?;
+        reply.nodes.iter().all(|n| n.state == "ready" && reply.nodes.len() == 3).then_some(())
+    };
+    until("the node that joined to be warm", ready);
+    let keys = Shape::default().keys(0, &prompt);
+    let blocks = c.control().locate(&keys).expect("blocks");
+    assert!(blocks.iter().all(|b| b.replicas.iter().any(|r| r.node_id == "c")), "{blocks:?}");
     has_all(&c, &prompt);
 }
 

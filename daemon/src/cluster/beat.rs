@@ -49,6 +49,7 @@ fn record(node: &Arc<Node>, cluster: &Cluster) -> Option<NodeRecord> {
         id: cluster.id.clone(),
         edition: node.read_core(Core::edition)?,
         state: if node.is_draining() { NodeState::Draining } else { NodeState::Ready },
+        warming: !node.is_draining() && cluster.warming.is_on(),
         peer: node.peer_address().unwrap_or_default(),
         free_host_bytes: stats.capacity_bytes.saturating_sub(stats.used_bytes),
         packs: node.stores.object.as_ref().map(|o| o.recent_packs()).unwrap_or_default(),
@@ -65,6 +66,9 @@ async fn beat(node: &Arc<Node>, cluster: &Arc<Cluster>) {
             cluster.note_directory(node.now(), None);
             node.with_core(|core, now| core.heard(now, &records));
             learn_packs(node, cluster, &records);
+            if cluster.warming.heard(node.now(), cluster.id.number(), &records) {
+                cluster.beating.notify_one();
+            }
             *cluster.records.lock() = records;
         }
         Err(error) => cluster.note_directory(node.now(), Some(error.to_string())),

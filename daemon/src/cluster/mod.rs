@@ -19,6 +19,7 @@ mod reap;
 mod session;
 mod spread;
 mod transports;
+mod warming;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -48,6 +49,7 @@ use crate::node::Node;
 use outbox::Outbox;
 use peers::Peers;
 use spread::Spread;
+use warming::Warming;
 
 /// A fetch as the core wants it.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +97,8 @@ pub struct Cluster {
     pub(crate) outbox: Arc<Outbox>,
     /// Shared prefixes that were copied to other nodes.
     pub(crate) spread: Spread,
+    /// Whether this node joined a moment ago.
+    pub(crate) warming: Warming,
     peers: Peers,
     state: Mutex<DirectoryState>,
     records: Mutex<Vec<NodeRecord>>,
@@ -133,6 +137,7 @@ impl Cluster {
             floor_reads: AtomicU64::new(0),
             outbox: Arc::new(outbox),
             spread: Spread::default(),
+            warming: Warming::default(),
             peers: Peers::default(),
             state: Mutex::new(DirectoryState::default()),
             records: Mutex::new(Vec::new()),

@@ -14,7 +14,7 @@ use kvtier_policy::programs::replicas;
 use kvtier_types::{BlockKey, Instant, NodeNumber, TenantId};
 use tokio::time::interval;
 
-use super::{Cluster, copies};
+use super::{Cluster, copies, warming};
 use crate::node::Node;
 use crate::operations::{self, Operations, Terms, Wish};
 use crate::services::KEYS_PER_CORE_CALL;
@@ -62,13 +62,12 @@ struct Done {
     copies: BTreeMap<BlockKey, (usize, Instant)>,
     /// Nodes that were here already, with their lives.
     nodes: Option<BTreeSet<(NodeNumber, u64)>>,
+    /// Nodes that joined and are yet to be told that all was copied to them.
+    untold: BTreeSet<NodeNumber>,
 }
 
 /// Spreads prefixes until this node stops.
 pub(super) async fn run(node: Arc<Node>, cluster: Arc<Cluster>) {
-    if !node.config.programs.replicate {
-        return;
-    }
     let (mut ticks, mut done) = (interval(EVERY), Done::default());
     loop {
         tokio::select! {
@@ -84,11 +83,16 @@ pub(super) async fn run(node: Arc<Node>, cluster: Arc<Cluster>) {
 async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
     let ready = copies::ready(node);
     let now = node.now();
-    let hot = node.read_core(|core| core.hottest(now, MOST));
+    let replicates = node.config.programs.replicate;
+    let hot = if replicates { node.read_core(|core| core.hottest(now, MOST)) } else { Vec::new() };
     for newcomer in newcomers(node, &ready, done) {
         for (prefix, _) in hot.iter().take(ON_JOINING) {
             copy(node, cluster, prefix, (Wish { copies: 1, nodes: vec![newcomer], ahead: true }, Reason::Joined)).await;
         }
+    }
+    tell_warm(node, &ready, done).await;
+    if !replicates {
+        return;
     }
     let mut wanted: BTreeMap<BlockKey, (f64, u32)> = hot.into_iter().map(|(key, rate)| (key, (rate, 0))).collect();
     let mut fan_outs = node.ahead.fan_outs();
@@ -115,15 +119,30 @@ async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
     }
 }
 
-/// Nodes that were not here when it was last looked; none the first time, when this node is itself the newcomer.
+/// Tells nodes that joined that all was copied to them that was meant to be.
+async fn tell_warm(node: &Arc<Node>, ready: &[NodeNumber], done: &mut Done) {
+    done.untold.retain(|number| ready.contains(number));
+    let is_warming = |number: &NodeNumber| node.read_core(|core| core.members().is_warming(node.now(), *number));
+    for number in std::mem::take(&mut done.untold).into_iter().filter(is_warming) {
+        if let Err(error) = warming::tell(node, number).await {
+            tracing::debug!(peer = %number, %error, "a node that joined was not told that it is warm");
+            done.untold.insert(number);
+        }
+    }
+}
+
+/// Nodes that were not here when it was last looked, to be told once all was copied to them; none to copy to the first time,
+/// when this node is itself the newcomer.
 fn newcomers(node: &Arc<Node>, ready: &[NodeNumber], done: &mut Done) -> Vec<NodeNumber> {
     let lives: BTreeSet<(NodeNumber, u64)> = node.read_core(|core| {
         let life = |number: &NodeNumber| Some((*number, core.members().get(*number)?.record.edition.incarnation()));
         ready.iter().filter_map(life).collect()
     });
     let former = done.nodes.replace(lives.clone());
-    let Some(former) = former else { return Vec::new() };
-    lives.difference(&former).map(|(number, _)| *number).collect()
+    let is_first = former.is_none();
+    let news: Vec<NodeNumber> = lives.difference(&former.unwrap_or_default()).map(|(number, _)| *number).collect();
+    done.untold.extend(&news);
+    if is_first { Vec::new() } else { news }
 }
 
 /// A block and those before it, the first first; nothing where that is more than is worth it, or may not leave this node.

@@ -56,6 +56,7 @@ pub fn record(id: &str, edition: Edition) -> NodeRecord {
         id: NodeId::new(id).expect("the suite's ids are good"),
         edition,
         state: NodeState::Ready,
+        warming: false,
         peer: format!("{id}:7400"),
         free_host_bytes: 1 << 40,
         packs: vec!["pack-1".into(), "pack-2".into()],

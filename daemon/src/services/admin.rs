@@ -119,6 +119,7 @@ fn nodes(node: &Arc<Node>) -> v1::NodesReply {
             state: match record.state {
                 NodeState::Draining => "draining",
                 NodeState::Ready if paused => "paused",
+                NodeState::Ready if record.warming => "warming",
                 NodeState::Ready => "ready",
             }
             .to_owned(),

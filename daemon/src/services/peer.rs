@@ -190,6 +190,14 @@ impl v1::peer_server::Peer for PeerService {
         to_the_end(&self.node, true, work).await.map(Response::new)
     }
 
+    async fn warmed(&self, request: Request<v1::WarmedRequest>) -> Answer<v1::WarmedReply> {
+        let by = convert::node(&request.into_inner().node_id).map_err(wire_status)?;
+        if self.cluster.warming.told(self.node.now(), by.number()) {
+            self.cluster.beating.notify_one();
+        }
+        Ok(Response::new(v1::WarmedReply {}))
+    }
+
     async fn context(&self, request: Request<v1::ContextRequest>) -> Answer<v1::ContextReply> {
         super::placing::of_peer(&self.node, &request.into_inner()).await.map(Response::new)
     }

@@ -14,6 +14,7 @@ fn record(id: &NodeId, core: &Core) -> NodeRecord {
         id: id.clone(),
         edition: core.edition().unwrap(),
         state: NodeState::Ready,
+        warming: false,
         peer: String::new(),
         free_host_bytes: 0,
         packs: Vec::new(),

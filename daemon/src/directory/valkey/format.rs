@@ -3,6 +3,7 @@
 //! ```text
 //! PREFIX:nodes  hash  ""            -> FORMAT
 //!                     node id       -> until u64 | record: edition u64, state u8, free u64, peer, packs
+//!                                      (state: 0 ready, 1 draining, 2 ready and warming; what knows no 2 leaves it out)
 //! PREFIX:bXX    hash  node u64      -> digest: edition u64, sequence u64, count u64, sum u64, 40 zeros
 //!                     key (16)      -> entries, in no order: node u64, edition u64, tiers u8
 //! ```
@@ -74,9 +75,10 @@ pub(super) fn record(record: &NodeRecord) -> Result<Vec<u8>, &'static str> {
     }
     let mut out = Vec::with_capacity(64 + record.packs.len() * 72);
     out.extend_from_slice(&record.edition.get().to_be_bytes());
-    out.push(match record.state {
-        NodeState::Ready => 0,
-        NodeState::Draining => 1,
+    out.push(match (record.state, record.warming) {
+        (NodeState::Ready, false) => 0,
+        (NodeState::Draining, _) => 1,
+        (NodeState::Ready, true) => 2,
     });
     out.extend_from_slice(&record.free_host_bytes.to_be_bytes());
     for text in [record.id.as_str(), &record.peer].into_iter().chain(record.packs.iter().map(String::as_str)) {
@@ -90,9 +92,10 @@ pub(super) fn record(record: &NodeRecord) -> Result<Vec<u8>, &'static str> {
 pub(super) fn read_record(mut bytes: &[u8]) -> Option<NodeRecord> {
     let bytes = &mut bytes;
     let edition = Edition::new(take_u64(bytes)?);
-    let state = match take(bytes, 1)?[0] {
-        0 => NodeState::Ready,
-        1 => NodeState::Draining,
+    let (state, warming) = match take(bytes, 1)?[0] {
+        0 => (NodeState::Ready, false),
+        1 => (NodeState::Draining, false),
+        2 => (NodeState::Ready, true),
         _ => return None,
     };
     let free_host_bytes = take_u64(bytes)?;
@@ -102,7 +105,7 @@ pub(super) fn read_record(mut bytes: &[u8]) -> Option<NodeRecord> {
     while !bytes.is_empty() && packs.len() < MAX_PACK_NEWS {
         packs.push(take_text(bytes)?);
     }
-    bytes.is_empty().then_some(NodeRecord { id, edition, state, peer, free_host_bytes, packs })
+    bytes.is_empty().then_some(NodeRecord { id, edition, state, warming, peer, free_host_bytes, packs })
 }
 
 fn take<'a>(bytes: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
@@ -134,10 +137,15 @@ mod tests {
             id: NodeId::new("a-1").unwrap(),
             edition: Edition::first(9).next(),
             state: NodeState::Draining,
+            warming: false,
             peer: "host:1".into(),
             free_host_bytes: u64::MAX,
             packs: vec!["p".into(), String::new()],
         };
+        for warming in [false, true] {
+            let ready = NodeRecord { state: NodeState::Ready, warming, ..written.clone() };
+            assert_eq!(read_record(&record(&ready).unwrap()), Some(ready));
+        }
         let bytes = record(&written).unwrap();
         assert_eq!(read_record(&bytes), Some(written));
         for cut in 0..bytes.len() {

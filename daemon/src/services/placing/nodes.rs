@@ -63,7 +63,8 @@ impl Nodes {
         let mut members = members(node);
         let mut named = named(message)?;
         if named.is_empty() {
-            named = all_ready(&own, node.is_draining(), &members);
+            let is_warming = node.cluster.as_ref().is_some_and(|cluster| cluster.warming.is_on());
+            named = all_ready(&own, node.is_draining() || is_warming, &members);
         }
         let number = |at: usize| u32::try_from(at).expect("nodes are bounded");
         let mut candidates: Vec<Candidate> = Vec::with_capacity(named.len());
@@ -121,7 +122,7 @@ fn members(node: &Arc<Node>) -> BTreeMap<NodeNumber, Member> {
     node.read_core(|core| {
         let member = |(number, member): (NodeNumber, &kvtier_policy::Member)| {
             let record = &member.record;
-            // One that joined a moment ago is given copies of what many calls share first.
+            // One that joined is given copies of what many calls share first.
             let is_ready = record.state == NodeState::Ready && !core.members().is_warming(now, number);
             let (id, edition, free_bytes) = (record.id.clone(), record.edition, record.free_host_bytes);
             (number, Member { id, edition, is_ready, free_bytes, number: u32::MAX })
@@ -142,14 +143,14 @@ fn named(message: &v1::PlaceRequest) -> Result<Vec<(NodeId, v1::PlaceCandidate)>
     named.collect()
 }
 
-/// This node, and the others that take requests; this one in any case when there is no other.
+/// This node, unless it is not ready, and the others that take requests; this one in any case when there is no other.
 fn all_ready(
     own: &NodeId,
-    is_draining: bool,
+    is_unready: bool,
     members: &BTreeMap<NodeNumber, Member>,
 ) -> Vec<(NodeId, v1::PlaceCandidate)> {
     let mut ready: Vec<NodeId> = members.values().filter(|m| m.is_ready).map(|m| m.id.clone()).collect();
-    if !is_draining || ready.is_empty() {
+    if !is_unready || ready.is_empty() {
         ready.push(own.clone());
     }
     ready.sort();
