@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvtier_policy::programs::graphs::{
-    Answer, GraphName, GraphView, MAX_PROGRESS, NextStep, Plan, Question, StepState, StepView, Undeclared,
+    Answer, GraphName, GraphView, MAX_PROGRESS, NextStep, Plan, Question, Search, StepState, StepView, Undeclared,
 };
 use kvtier_policy::{Due, HolderKind, HolderName, ProgramTurn};
 use kvtier_proto::{convert, v1};
@@ -187,7 +187,11 @@ pub(super) async fn next_steps(
     let tenant = (!caller.operator).then_some(&caller.tenant);
     let now = node.now();
     let question = Question { tenant, programs: &programs, running: message.include_running, limit };
-    let (mut steps, mut truncated) = node.graphs.with(|graphs| graphs.next(now, question));
+    let mut search = Search::new(question);
+    while node.graphs.with(|graphs| graphs.search_some(now, &mut search)) {
+        tokio::task::yield_now().await;
+    }
+    let (mut steps, mut truncated) = node.graphs.with(|graphs| graphs.found(now, search));
     let (turns, admission) = if programs.is_empty() {
         let (turns, under_way) = due(node, now, tenant).await;
         let advised = node.with_core(|core, _| core.advise(under_way));

@@ -140,16 +140,16 @@ impl Core {
     }
 
     /// All that [`Holdings::of_program`] comes to.
-    #[must_use]
-    pub fn program_blocks(&self, name: &HolderName, which: (bool, bool)) -> Vec<BlockKey> {
+    #[cfg(test)]
+    pub(crate) fn program_blocks(&self, name: &HolderName, which: (bool, bool)) -> Vec<BlockKey> {
         let mut holdings = Holdings::of_program(name, which);
         while self.gather(&mut holdings) {}
         holdings.keys().unwrap_or_default()
     }
 
     /// All that [`Holdings::of_session`] comes to.
-    #[must_use]
-    pub fn session_blocks(&self, name: &HolderName, tokens: (u32, u32)) -> Option<Vec<BlockKey>> {
+    #[cfg(test)]
+    pub(crate) fn session_blocks(&self, name: &HolderName, tokens: (u32, u32)) -> Option<Vec<BlockKey>> {
         let mut holdings = Holdings::of_session(name, tokens);
         while self.gather(&mut holdings) {}
         holdings.keys()

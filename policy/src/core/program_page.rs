@@ -110,8 +110,8 @@ impl Core {
     }
 
     /// A whole page: see [`ProgramPage`].
-    #[must_use]
-    pub fn programs_after(
+    #[cfg(test)]
+    pub(crate) fn programs_after(
         &self,
         now: Instant,
         (after, tenant): (Option<&HolderName>, Option<&TenantId>),

@@ -50,6 +50,7 @@ pub(crate) use counting::Counting;
 pub(crate) use descent::Descent;
 pub(crate) use kin::{Kin, Line};
 pub(crate) use service::Service;
+pub(crate) use shares::Shares;
 pub(crate) use table::Holders;
 
 /// Programs and sessions that are known at once.

@@ -1,14 +1,16 @@
 //! How long steps take: what was declared, corrected by what declarations of the kind were worth, or else what steps of the
 //! kind took.
 //!
-//! *Bounds*: [`MAX_LEARNT`] kinds of all tenants; the one that nothing was learnt of for longest makes room.
+//! *Bounds*: [`MAX_LEARNT`] kinds of all tenants; of the tenant that has most of them the one that nothing was learnt of for
+//! longest makes room.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kvtier_types::{Instant, TenantId};
+use kvtier_types::TenantId;
 
 use super::plan::{LONGEST_STEP, Step};
+use crate::holders::Shares;
 
 /// Kinds of steps that are told apart.
 const MAX_LEARNT: usize = 4096;
@@ -31,32 +33,44 @@ struct Kind {
     /// Mean of the logarithm of what happened over what was declared.
     log_ratio: f64,
     compared: u32,
-    at: Instant,
+    /// Number of the latest observation.
+    seen: u64,
 }
 
 /// What is known of kinds of steps.
 #[derive(Debug, Default)]
 pub(super) struct Learnt {
     kinds: BTreeMap<(TenantId, String), Kind>,
+    /// The same, by when something was learnt of them last.
+    shares: Shares<(TenantId, String)>,
+    observations: u64,
 }
 
 impl Learnt {
     /// A step took so long.
-    pub(super) fn observe(&mut self, now: Instant, (tenant, step): (&TenantId, &Step), took: Duration) {
+    pub(super) fn observe(&mut self, (tenant, step): (&TenantId, &Step), took: Duration) {
         let key = (tenant.clone(), step.kind.clone());
-        if self.kinds.len() >= MAX_LEARNT && !self.kinds.contains_key(&key) {
-            let oldest = self.kinds.iter().min_by_key(|(_, kind)| kind.at).map(|(key, _)| key.clone());
-            if let Some(oldest) = oldest {
-                self.kinds.remove(&oldest);
-            }
+        match self.kinds.get(&key) {
+            Some(kind) => self.shares.remove(tenant, kind.seen, key.clone()),
+            None if self.kinds.len() >= MAX_LEARNT => self.make_room(),
+            None => {}
         }
+        self.observations += 1;
+        self.shares.insert(tenant, self.observations, key.clone());
         let took = took.min(LONGEST_STEP).as_secs_f64();
         let kind = self.kinds.entry(key).or_default();
-        kind.at = now;
+        kind.seen = self.observations;
         average(&mut kind.seconds, &mut kind.observed, took);
         if let Some(expected) = step.expected {
             let ratio = (took / expected.as_secs_f64().max(1e-3)).clamp(MOST_OFF.recip(), MOST_OFF);
             average(&mut kind.log_ratio, &mut kind.compared, ratio.ln());
+        }
+    }
+
+    fn make_room(&mut self) {
+        let Some(oldest) = self.shares.first_to_go().cloned() else { return };
+        if let Some(kind) = self.kinds.remove(&oldest) {
+            self.shares.remove(&oldest.0.clone(), kind.seen, oldest);
         }
     }
 
@@ -98,7 +112,7 @@ mod tests {
         assert_eq!(learnt.expect(&tenant, &step("plan", 0)), GUESS);
         assert_eq!(learnt.expect(&tenant, &step("plan", 5)), Duration::from_secs(5));
         for _ in 0..40 {
-            learnt.observe(Instant::ZERO, (&tenant, &step("plan", 5)), Duration::from_secs(20));
+            learnt.observe((&tenant, &step("plan", 5)), Duration::from_secs(20));
         }
         let secs = |s: &Step| learnt.expect(&tenant, s).as_secs_f64();
         assert!((19.9..20.1).contains(&secs(&step("plan", 0))), "as the kind took: {}", secs(&step("plan", 0)));
@@ -112,13 +126,16 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_bounded() {
+    fn kinds_are_bounded_and_no_tenant_takes_all_the_room() {
         let mut learnt = Learnt::default();
+        let quiet = TenantId::new("quiet").unwrap();
+        learnt.observe((&quiet, &step("rare", 0)), Duration::from_secs(9));
         for n in 0..MAX_LEARNT as u64 + 10 {
             let step = step(&n.to_string(), 0);
-            learnt.observe(Instant::from_nanos(n), (&TenantId::shared(), &step), Duration::from_secs(9));
+            learnt.observe((&TenantId::shared(), &step), Duration::from_secs(9));
         }
         assert_eq!(learnt.kinds.len(), MAX_LEARNT);
         assert_eq!(learnt.expect(&TenantId::shared(), &step("0", 0)), GUESS, "the oldest made room");
+        assert_eq!(learnt.expect(&quiet, &step("rare", 0)), Duration::from_secs(9));
     }
 }

@@ -4,7 +4,7 @@
 //! ([`learnt`]); from that follows how far each is from the end along the longest way, and from that the order ([`next`]).
 //!
 //! *Invariants*: a step is offered only once all before it ended. A later declaration keeps how far steps of the same id
-//! are. The state after a restart is that of the same declarations and progress (`a_graph_resumes_where_it_was`).
+//! are. A declaration that is older than the removal of its graph does not bring it back. The state after a restart is that of the same declarations and progress (`a_graph_resumes_where_it_was`).
 //! *Bounds*: [`MAX_GRAPHS`] graphs, [`MAX_STEPS`] steps and [`MAX_BYTES`] bytes in all, [`MAX_TENANT_STEPS`] steps of a
 //! tenant; those of [`Plan`]. What finds no room is refused; graphs go [`SILENCE`] after the last word on them, and
 //! [`OVER`] after their last step ended.
@@ -13,6 +13,7 @@ mod graph;
 mod learnt;
 mod next;
 mod plan;
+mod removed;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -26,12 +27,12 @@ use kvtier_types::{Instant, Outcome, TenantId};
 use graph::Graph;
 pub use graph::StepState;
 use learnt::Learnt;
-pub use next::{NextStep, Question, Reason, Undeclared};
+pub use next::{NextStep, Question, Reason, Search, Undeclared};
 pub use plan::{
     BadGraph, LONGEST_STEP, MAX_BEFORE, MAX_GRAPH_BYTES, MAX_STEP_NAME_BYTES, MAX_STEPS_PER_GRAPH, Plan, Step,
 };
-pub use turns::Turn;
 pub use shared::{MAX_SHARED_KEYS, SHARED_SOON, SharedContext, SharedPart, Sharing};
+pub use turns::Turn;
 
 /// Graphs of all tenants.
 pub const MAX_GRAPHS: usize = 8192;
@@ -132,6 +133,7 @@ pub struct Graphs {
     /// Graphs whose progress changed since it was last asked.
     changed: BTreeSet<GraphName>,
     turns: turns::Turns,
+    removed: removed::Removed,
 }
 
 impl Graphs {
@@ -148,7 +150,12 @@ impl Graphs {
             if plan.is_empty() {
                 return answer(Outcome::Missing, "nothing is declared of this program".into(), revision);
             }
-            let revision = if revision == 0 { now_unix_ms.max(1) } else { revision };
+            let removed = self.removed.revision(name);
+            if revision != 0 && revision <= removed {
+                let reason = format!("revision {revision} was declared before these steps were removed");
+                return answer(Outcome::Rejected, reason, removed);
+            }
+            let revision = if revision == 0 { now_unix_ms.max(removed + 1) } else { revision };
             return match self.no_room(name, plan) {
                 Some(reason) => answer(Outcome::Rejected, reason, 0),
                 None => answer(Outcome::Applied, String::new(), revision),
@@ -207,6 +214,7 @@ impl Graphs {
     pub fn declare(&mut self, now: Instant, name: GraphName, (revision, plan): (u64, Plan)) {
         let former = self.remove(&name);
         if plan.is_empty() {
+            self.removed.note(now, name, revision);
             return;
         }
         let mut graph = Graph::new(now, revision, plan);
@@ -284,7 +292,7 @@ impl Graphs {
             let (is_news, took) = graph.end(now, *number);
             steps += u32::from(is_news);
             if let Some(took) = took {
-                self.learnt.observe(now, (&name.tenant, &graph.plan.steps()[*number as usize]), took);
+                self.learnt.observe((&name.tenant, &graph.plan.steps()[*number as usize]), took);
             }
         }
         if steps > 0 {
@@ -313,6 +321,7 @@ impl Graphs {
         for name in &gone {
             self.remove(name);
         }
+        self.removed.expire(now);
         gone
     }
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Bound;
 use std::time::Duration;
 
 use kvtier_types::{Instant, TenantId};
@@ -17,6 +18,8 @@ use crate::programs::{Rank, attained_floor};
 
 /// Ranks are looked up anew when they are older.
 const FRESH: Duration = Duration::from_secs(1);
+/// Steps that one part of a search looks at: it holds the graphs' lock. A graph's are looked at together.
+const MOST_LOOKED_AT: usize = 2048;
 
 /// Who asks for what.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +32,35 @@ pub struct Question<'a> {
     pub running: bool,
     /// Steps answered at most.
     pub limit: usize,
+}
+
+/// A question that is being answered, graph by graph. What changes between two parts of the search counts as it is when its
+/// graph is looked at, or at the end.
+#[derive(Debug)]
+pub struct Search<'a> {
+    question: Question<'a>,
+    /// The graph that was looked at last.
+    after: Option<GraphName>,
+    /// The first so far: one more than are wanted, at most.
+    found: BTreeSet<(Rank, GraphName, u32)>,
+}
+
+impl<'a> Search<'a> {
+    /// Of a question.
+    #[must_use]
+    pub const fn new(question: Question<'a>) -> Self {
+        Self { question, after: None, found: BTreeSet::new() }
+    }
+
+    fn keep(&mut self, step: (Rank, GraphName, u32)) {
+        let is_first = self.found.len() <= self.question.limit || self.found.last().is_some_and(|last| step < *last);
+        if is_first {
+            self.found.insert(step);
+        }
+        if self.found.len() > self.question.limit + 1 {
+            self.found.pop_last();
+        }
+    }
 }
 
 /// Why a step stands where it does.
@@ -144,33 +176,63 @@ fn is_aged(order: Rank, now: Instant, waited: Duration) -> bool {
 }
 
 impl Graphs {
-    /// Steps of declared programs that may run, the first to run first, and whether there are more.
-    pub fn next(&mut self, now: Instant, question: Question<'_>) -> (Vec<NextStep>, bool) {
-        let mut found: Vec<(Rank, &GraphName, u32)> = Vec::new();
-        let learnt = &self.learnt;
-        for (name, graph) in &mut self.graphs {
-            let asked = question.programs.is_empty() || question.programs.contains(&name.program);
-            if question.tenant.is_some_and(|t| *t != name.tenant) || !(asked || runs_any(graph, question.programs)) {
-                continue;
+    /// Goes on with a search for steps that may run. Answers whether something is left to do.
+    pub fn search_some(&mut self, now: Instant, search: &mut Search<'_>) -> bool {
+        let (question, learnt, mut looked_at) = (search.question, &self.learnt, 0);
+        let of_tenant = |tenant: &TenantId| GraphName { tenant: tenant.clone(), program: String::new() };
+        let start = match (search.after.take(), question.tenant) {
+            (Some(after), _) => Bound::Excluded(after),
+            (None, Some(tenant)) => Bound::Included(of_tenant(tenant)),
+            (None, None) => Bound::Unbounded,
+        };
+        for (name, graph) in self.graphs.range_mut((start, Bound::Unbounded)) {
+            if question.tenant.is_some_and(|t| *t != name.tenant) {
+                return false;
             }
-            graph.rank(now, (&name.tenant, learnt), FRESH);
-            let graph = &*graph;
-            let running = graph.running().keys().filter(|_| question.running);
-            for number in graph.ready().keys().chain(running) {
-                let runner = &graph.plan.steps()[*number as usize].program;
-                if asked || question.programs.contains(runner) {
-                    found.push((graph.order(*number), name, *number));
+            looked_at += 1;
+            let asked = question.programs.is_empty() || question.programs.contains(&name.program);
+            if asked || runs_any(graph, question.programs) {
+                looked_at += graph.plan.steps().len();
+                graph.rank(now, (&name.tenant, learnt), FRESH);
+                let graph = &*graph;
+                let running = graph.running().keys().filter(|_| question.running);
+                for number in graph.ready().keys().chain(running) {
+                    let runner = &graph.plan.steps()[*number as usize].program;
+                    if asked || question.programs.contains(runner) {
+                        search.keep((graph.order(*number), name.clone(), *number));
+                    }
                 }
             }
+            if looked_at >= MOST_LOOKED_AT {
+                search.after = Some(name.clone());
+                return true;
+            }
         }
-        found.sort_unstable();
-        let truncated = found.len() > question.limit;
-        found.truncate(question.limit);
-        let found: Vec<(Rank, GraphName, u32)> = found.into_iter().map(|(o, n, s)| (o, n.clone(), s)).collect();
-        let of = |(order, name, number): &(Rank, GraphName, u32)| {
-            self.graphs.get(name).map(|graph| graph.next_step(now, name, (*order, *number)))
-        };
-        (found.iter().filter_map(of).collect(), truncated)
+        false
+    }
+
+    /// What a search found, the first to run first, and whether there are more.
+    pub fn found(&mut self, now: Instant, search: Search<'_>) -> (Vec<NextStep>, bool) {
+        let (question, learnt) = (search.question, &self.learnt);
+        let truncated = search.found.len() > question.limit;
+        let mut steps = Vec::with_capacity(search.found.len().min(question.limit));
+        for (order, name, number) in search.found.into_iter().take(question.limit) {
+            let Some(graph) = self.graphs.get_mut(&name) else { continue };
+            let runs = graph.running().contains_key(&number);
+            if graph.ready().contains_key(&number) || (runs && question.running) {
+                graph.rank(now, (&name.tenant, learnt), FRESH);
+                steps.push(graph.next_step(now, &name, (order, number)));
+            }
+        }
+        (steps, truncated)
+    }
+
+    /// The answer to a question in one go.
+    #[cfg(test)]
+    pub(crate) fn next(&mut self, now: Instant, question: Question<'_>) -> (Vec<NextStep>, bool) {
+        let mut search = Search::new(question);
+        while self.search_some(now, &mut search) {}
+        self.found(now, search)
     }
 }
 

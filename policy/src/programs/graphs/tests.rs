@@ -424,3 +424,41 @@ fn a_turn_is_told_once_when_it_begins() {
     declare(&mut graphs, at(21), "p", &[]);
     assert_eq!(told(&mut graphs, at(99)), [""; 0], "a graph that is gone has no turns");
 }
+
+#[test]
+fn a_late_declaration_does_not_bring_a_removed_graph_back() {
+    let mut graphs = Graphs::default();
+    let late = declare(&mut graphs, at(0), "p", &diamond()).revision;
+    let removal = graphs.check(&name("p"), &Plan::default(), 0, late);
+    graphs.declare(at(1), name("p"), (removal.revision, Plan::default()));
+    let again = graphs.check(&name("p"), &plan(&diamond()), late, late);
+    assert_eq!((again.outcome, again.revision), (Outcome::Rejected, removal.revision));
+    assert_eq!(report(&mut graphs, at(2), "p", &["a"], &[]).outcome, Outcome::Missing, "nor does progress");
+    let anew = graphs.check(&name("p"), &plan(&diamond()), 0, late);
+    assert_eq!((anew.outcome, anew.revision > removal.revision), (Outcome::Applied, true), "who declares anew may");
+    graphs.expire(at(4000));
+    assert_eq!(graphs.check(&name("p"), &plan(&diamond()), late, late).outcome, Outcome::Applied, "it is forgotten");
+}
+
+#[test]
+fn a_search_in_parts_finds_what_one_would_and_leaves_out_what_changed() {
+    let mut graphs = Graphs::default();
+    (0..3000_u64).for_each(|n| drop(declare(&mut graphs, at(n), &n.to_string(), &[step("a", &[], n % 97 + 1)])));
+    let all = BTreeSet::new();
+    let question = Question { tenant: None, programs: &all, running: false, limit: 50 };
+    let (whole, more) = graphs.next(at(9000), question);
+    assert_eq!((whole.len(), more), (50, true));
+    let mut search = Search::new(question);
+    assert!(graphs.search_some(at(9000), &mut search), "there are more than one part looks at");
+    while graphs.search_some(at(9000), &mut search) {}
+    report(&mut graphs, at(9000), &whole[0].graph, &["a"], &[]);
+    declare(&mut graphs, at(9000), &whole[1].graph, &[]);
+    let (found, more) = graphs.found(at(9000), search);
+    assert_eq!((found.len(), more), (48, true));
+    assert_eq!(found[0].graph, whole[2].graph);
+    let other = TenantId::new("other").unwrap();
+    assert!(graphs.next(at(9000), Question { tenant: Some(&other), ..question }).0.is_empty());
+    let one = BTreeSet::from(["17".to_owned()]);
+    let asked = graphs.next(at(9000), Question { tenant: Some(&TenantId::shared()), programs: &one, ..question }).0;
+    assert_eq!(asked.iter().map(|s| s.graph.as_str()).collect::<Vec<_>>(), ["17"]);
+}
