@@ -1,14 +1,15 @@
 //! The device that the engine's memory lies in, as a session uses it: what it is given, how fast, and by which method.
 //!
 //! # Bounds
-//! [`PIN_THREADS`] threads register host memory, one extent each at a time; nobody waits for them.
+//! [`PIN_THREADS`] threads register host memory, one extent each at a time, and one measures; only closing waits for them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use kvtier_device::{Backend, Device, DeviceError, Method, Methods, Pace, Way, choose};
 use kvtier_types::DeviceId;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::counters::Counters;
 use crate::error::Error;
@@ -34,13 +35,18 @@ pub(crate) struct DeviceSide {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) pace: Pace,
     methods: RwLock<Methods>,
-    pins: Mutex<Pins>,
+    background: Mutex<Background>,
+    ended: Condvar,
 }
 
+/// What goes on behind the copies.
 #[derive(Debug, Default)]
-struct Pins {
+struct Background {
+    /// Extents to be registered.
     waiting: VecDeque<Weak<HostExtent>>,
-    threads: usize,
+    pinning: usize,
+    measuring: usize,
+    closed: bool,
 }
 
 impl DeviceSide {
@@ -56,7 +62,7 @@ impl DeviceSide {
 
     pub(crate) fn new(device: Arc<dyn Device>, bandwidth: Option<u64>) -> Self {
         let methods = RwLock::new(Methods::plain(&*device));
-        Self { device, pace: Pace::new(bandwidth), methods, pins: Mutex::default() }
+        Self { device, pace: Pace::new(bandwidth), methods, background: Mutex::default(), ended: Condvar::new() }
     }
 
     /// Devices whose pools this process reads: none where it could not check what it read.
@@ -71,25 +77,35 @@ impl DeviceSide {
 
     /// Measures, in the background, how runs of this length are copied best.
     pub(crate) fn measure(self: &Arc<Self>, run_bytes: u64) {
+        let mut background = self.background.lock();
+        if background.closed {
+            return;
+        }
         let this = Arc::clone(self);
         let measure = move || {
             let methods = choose(&*this.device, run_bytes);
             *this.methods.write() = methods;
+            this.background.lock().measuring -= 1;
+            this.ended.notify_all();
         };
         // Without the thread, what needs no measurement stays.
-        drop(std::thread::Builder::new().name("kvtier-measure".to_owned()).spawn(measure));
+        let thread = std::thread::Builder::new().name("kvtier-measure".to_owned()).spawn(measure);
+        background.measuring += usize::from(thread.is_ok());
     }
 
     /// Registers an extent with the device, in the background.
     pub(crate) fn pin(self: &Arc<Self>, extent: &Arc<HostExtent>, counters: &Arc<Counters>) {
-        let mut pins = self.pins.lock();
-        pins.waiting.push_back(Arc::downgrade(extent));
-        if pins.threads >= PIN_THREADS {
+        let mut background = self.background.lock();
+        if background.closed {
+            return;
+        }
+        background.waiting.push_back(Arc::downgrade(extent));
+        if background.pinning >= PIN_THREADS {
             return;
         }
         let (this, counters) = (Arc::clone(self), Arc::clone(counters));
         let thread = std::thread::Builder::new().name("kvtier-pin".to_owned()).spawn(move || this.pin_all(&counters));
-        pins.threads += usize::from(thread.is_ok());
+        background.pinning += usize::from(thread.is_ok());
     }
 
     fn pin_all(&self, counters: &Counters) {
@@ -101,9 +117,26 @@ impl DeviceSide {
     }
 
     fn next_to_pin(&self) -> Option<Weak<HostExtent>> {
-        let mut pins = self.pins.lock();
-        let next = pins.waiting.pop_front();
-        pins.threads -= usize::from(next.is_none());
+        let mut background = self.background.lock();
+        let next = background.waiting.pop_front();
+        if next.is_none() {
+            background.pinning -= 1;
+            self.ended.notify_all();
+        }
         next
+    }
+
+    /// Begins nothing more behind the copies, and waits until what goes on there has ended, at most `patience`: a process
+    /// that ends under it takes the driver away from it.
+    pub(crate) fn close(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut background = self.background.lock();
+        background.closed = true;
+        background.waiting.clear();
+        while background.pinning + background.measuring > 0 {
+            if self.ended.wait_until(&mut background, until).timed_out() {
+                return;
+            }
+        }
     }
 }

@@ -213,11 +213,15 @@ impl Jobs {
         self.inner.queue.lock().closed = true;
         self.inner.work.notify_all();
         self.cancel_all();
-        if self.inner.shared.device.is_none() {
+        let Some(side) = &self.inner.shared.device else {
             *self.inner.gate.write() = false;
-        } else if let Some(mut gate) = self.inner.gate.try_write_for(DEVICE_CLOSE) {
+            return;
+        };
+        let until = Instant::now() + DEVICE_CLOSE;
+        if let Some(mut gate) = self.inner.gate.try_write_until(until) {
             *gate = false;
         }
+        side.close(until.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -224,10 +224,14 @@ class Check:
             engine.kill()
             engine.wait(START_SECONDS)
 
-    @staticmethod
-    def is_idle(daemon: Daemon) -> bool:
-        status = daemon.ask("status") or {}
-        return not status.get("engines") and not status.get("leases") and not status.get("reservations")
+    def is_idle(self, daemon: Daemon) -> bool:
+        """Nobody is attached, nothing is written, and all taken memory is that of blocks."""
+        status = daemon.ask("status")
+        if status is None or status["attachments"] or any(tier["pending_writes"] for tier in status["tiers"]):
+            return False
+        block_bytes = (4 if self.args.small else 32) * 2 * 16 * 8 * 128 * 2
+        memory = [tier for tier in status["tiers"] if tier["tier"] in ("device", "host")]
+        return all(tier["used_bytes"] == tier["blocks"] * block_bytes for tier in memory)
 
     def write_and_read(self, daemon: Daemon) -> dict:
         self.run_engine(daemon, "write", "--seed", "33")
