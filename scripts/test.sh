@@ -2,7 +2,7 @@
 # Every test of this repository, and one closing line: N passed, N failed, N skipped.
 #
 #   KVTIER_SKIP=s3,vllm make test     does without the S3 server or without vLLM; what was skipped is said (also: agents)
-#   scripts/test.sh rust python       only these suites, of: rust (with the C test) python vllm
+#   scripts/test.sh rust python       only these suites, of: rust (with the C test) python device vllm
 #
 # A suite writes RESULTS/<suite>.log (and .xml), its exit code to .rc; scripts/summarize.py counts.
 set -uo pipefail
@@ -11,7 +11,7 @@ set -uo pipefail
 RESULTS=$TARGET/test-results
 rm -rf "$RESULTS"
 mkdir -p "$RESULTS"
-SUITES=${*:-rust python vllm}
+SUITES=${*:-rust python device vllm}
 S3_DIR=
 
 cleanup() {
@@ -84,6 +84,15 @@ python_() {
   fi
 }
 
+# An engine in PyTorch on the device tier, over host memory that stands for a GPU's; scripts/gpu-check.sh does it on one.
+device() {
+  skipped vllm && { skip device "KVTIER_SKIP"; return; }
+  need_vllm || { broken device "the vLLM environment could not be made; KVTIER_SKIP=vllm does without"; return; }
+  export KVTIER_LIBRARY=$TARGET/debug/libkvtier.so PYTHONPATH=$ROOT/python
+  local options=(--bin "$TARGET/debug" --backend twin --small --only stories --out "$RESULTS/device.json")
+  suite device "$VLLM_PYTHON" tests/gpu/check.py "${options[@]}"
+}
+
 vllm() {
   skipped vllm && { skip vllm "KVTIER_SKIP"; return; }
   [ -f tests/vllm/run_e2e.sh ] || { skip vllm "tests/vllm/run_e2e.sh is not there"; return; }
@@ -98,8 +107,9 @@ for name in $SUITES; do
     # What the later suites open is built first: a failed build fails here.
     rust) rust ;;
     python) python_ ;;
+    device) device ;;
     vllm) vllm ;;
-    *) die "no such suite: $name (rust python vllm)" ;;
+    *) die "no such suite: $name (rust python device vllm)" ;;
   esac
 done
 python3 scripts/summarize.py "$RESULTS"

@@ -98,7 +98,8 @@ class Check:
     def case(self, name: str, run) -> None:
         try:
             found = run()
-            self.note(name, "passed", json.dumps(found) if found else "")
+            skipped = found.get("skipped") if isinstance(found, dict) else None
+            self.note(name, "skipped" if skipped else "passed", skipped or (json.dumps(found) if found else ""))
         except (Failed, subprocess.TimeoutExpired) as failure:
             self.note(name, "failed", str(failure))
 
@@ -268,15 +269,14 @@ def main() -> int:
     parser.add_argument("--bin", type=Path, required=True, help="where the carried programs lie")
     parser.add_argument("--backend", choices=["cuda", "twin"], default="cuda")
     parser.add_argument("--small", action="store_true", help="few blocks, short benchmarks: shows that everything runs")
-    parser.add_argument("--no-bench", action="store_true", help="tests only")
+    parser.add_argument("--only", choices=["device", "stories", "bench"], help="only these")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     os.environ.setdefault("KVTIER_LIBRARY", str(args.bin / "libkvtier.so"))
     check = Check(args)
-    check.device_tests()
-    check.stories()
-    if not args.no_bench:
-        check.bench()
+    for part, run in (("device", check.device_tests), ("stories", check.stories), ("bench", check.bench)):
+        if args.only in (None, part):
+            run()
     return check.write()
 
 

@@ -30,7 +30,7 @@ fn a_gpu_keeps_every_promise_of_a_device() {
             println!("running on {:?}", device.facts());
             conformance::run(&CudaBench(Arc::new(device)));
         }
-        Err(error) => println!("SKIPPED, not run on hardware: {error}"),
+        Err(error) => println!("SKIPPED: not run on hardware: {error}"),
     }
 }
 
