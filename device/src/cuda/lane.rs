@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_uint};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -162,13 +163,16 @@ impl Shared {
         }
     }
 
+    /// Waits for a work's end and tells it. A panic of ours is a failed work, not the end of the lane: others wait for it.
     fn end(&self, given: Given) {
         let Given { work, on_end, table, layout, end, failed } = given;
         let reached = match &end {
             Ok(event) => event.wait(),
             Err(_) => self.drain(),
         };
-        let result = failed.map_or(reached, Err).map(|()| Done { sums: layout.sums(&table) });
+        let sums = catch_unwind(AssertUnwindSafe(|| layout.sums(&table)));
+        let sums = sums.map_err(|_| DeviceError::Invalid { what: "its checksums could not be read" });
+        let result = failed.map_or(reached, Err).and(sums).map(|sums| Done { sums });
         drop(work);
         {
             let mut state = self.state.lock();
@@ -179,7 +183,9 @@ impl Shared {
             }
             state.tables.sort_unstable_by_key(Table::words);
         }
-        on_end(result);
+        if catch_unwind(AssertUnwindSafe(|| on_end(result))).is_err() {
+            tracing::error!("whoever was told the end of a copy panicked");
+        }
     }
 
     /// Waits for everything that the stream was given.

@@ -1,6 +1,7 @@
 //! One queue of the twin: works of one way, one after the other, on a thread.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -67,7 +68,8 @@ impl Line {
             let end = self.carry_out(&work);
             drop(work);
             self.state.lock().busy = false;
-            on_end(end);
+            // A panic of whoever is told is not the end of the queue.
+            drop(catch_unwind(AssertUnwindSafe(|| on_end(end))));
         }
     }
 
