@@ -82,6 +82,16 @@ impl Mapped {
     }
 }
 
+impl Mapped {
+    /// Whether the daemon gave it up: no frame of it will be granted again.
+    fn is_retired(&self) -> bool {
+        match self {
+            Self::Host(extent) => extent.memory.is_retired(),
+            Self::Device(extent) => extent.generations.is_retired(),
+        }
+    }
+}
+
 /// The mappings of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Extents {
@@ -118,6 +128,17 @@ enum NoExtent {
 }
 
 impl Extents {
+    /// Lets go of extents that the daemon gave up: whoever maps one keeps its memory from others.
+    pub(crate) fn sweep(&self) {
+        let mut cache = self.cache.lock();
+        let retired: Vec<(u32, bool)> =
+            cache.mapped.iter().filter(|(_, mapped)| mapped.is_retired()).map(|(slot, _)| *slot).collect();
+        let gone: Vec<Mapped> = retired.into_iter().filter_map(|slot| cache.mapped.remove(&slot)).collect();
+        drop(cache);
+        // Unmapped outside of the lock.
+        drop(gone);
+    }
+
     /// The extent mapped as asked, from the cache or from the daemon until `deadline`; `None` when it cannot be had.
     pub(crate) fn get(
         &self,

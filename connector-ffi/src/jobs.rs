@@ -15,6 +15,7 @@ pub mod job;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvtier_memory::copy::Direction;
@@ -44,6 +45,8 @@ const DEVICE_THREADS: usize = 4;
 const BATCH_BYTES: u64 = 16 << 20;
 /// Transfers that a thread gives the device at once.
 const BATCH_TRANSFERS: usize = 1024;
+/// How often extents that the daemon gave up are looked for, where nothing else is to be done.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long closing waits for copies that a device has: it has ended them, or will end nothing any more.
 const DEVICE_CLOSE: Duration = Duration::from_secs(30);
 
@@ -74,6 +77,8 @@ struct Inner {
     work: Condvar,
     /// Whether copies may begin; held for reading during a copy.
     gate: RwLock<bool>,
+    /// Set before the gate is shut: a device that ends nothing holds the gate open.
+    shut: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +108,7 @@ impl Jobs {
             queue: Mutex::default(),
             work: Condvar::new(),
             gate: RwLock::new(true),
+            shut: AtomicBool::new(false),
         });
         let jobs = Self { inner };
         let threads = shared.spec.copy_threads;
@@ -213,6 +219,9 @@ impl Jobs {
         self.inner.queue.lock().closed = true;
         self.inner.work.notify_all();
         self.cancel_all();
+        if self.inner.shut.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let Some(side) = &self.inner.shared.device else {
             *self.inner.gate.write() = false;
             return;
@@ -283,7 +292,14 @@ impl Inner {
                     }
                 }
             }
-            self.work.wait(&mut queue);
+            // Only what is on a device, or registered with one, keeps memory from others.
+            if self.shared.device.is_none() {
+                self.work.wait(&mut queue);
+            } else if self.work.wait_for(&mut queue, SWEEP_EVERY).timed_out() {
+                drop(queue);
+                self.extents.sweep();
+                queue = self.queue.lock();
+            }
         }
     }
 
@@ -297,7 +313,10 @@ impl Inner {
 
     /// Whether copies of a job may still begin; to be asked inside the gate.
     fn may_begin(&self, job: &Job, is_open: bool) -> bool {
-        is_open && Instant::now() < job.deadline && self.shared.link.is_current(job.epoch)
+        is_open
+            && !self.shut.load(Ordering::Acquire)
+            && Instant::now() < job.deadline
+            && self.shared.link.is_current(job.epoch)
     }
 
     fn transfer(&self, job: &Job, index: usize) -> Fate {

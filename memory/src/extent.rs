@@ -144,7 +144,7 @@ impl Drop for Extent {
     /// Revokes every frame, then gives the pages back even where an engine still maps them. Huge pages stay until the last
     /// mapping goes: an engine that touched a hole in them could be killed.
     fn drop(&mut self) {
-        self.table.clear();
+        self.table.retire();
         if self.kind != PageKind::Huge {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // Best effort: where it fails, the pages go with the last mapping.
@@ -229,6 +229,12 @@ impl MappedExtent {
     #[must_use]
     pub fn generation(&self, offset: u64) -> u64 {
         self.table.generation(offset)
+    }
+
+    /// Whether its owner gave it up: no frame of it will be granted any more.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.table.is_retired()
     }
 
     /// Maps all pages now, so that the first copies do not fault page by page. A failure only costs those faults.

@@ -17,6 +17,9 @@ use crate::{MemoryError, NO_GENERATION, PAGE_BYTES, SLOT_SHIFT, size};
 /// What an extent, or a table, must be sealed against before it is shared or mapped.
 const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 
+/// In the first place of a table: its extent was given up. No frame has this generation.
+const RETIRED: u64 = u64::MAX;
+
 /// A table as its owner, the daemon, has it.
 #[derive(Debug)]
 pub struct GenerationTable {
@@ -55,6 +58,12 @@ impl GenerationTable {
     /// Publishes (or with 0 revokes) the frame at `offset`, a multiple of 4096 in the extent.
     pub fn set(&self, offset: u64, generation: u64) {
         self.table.set_word(offset >> SLOT_SHIFT, generation);
+    }
+
+    /// Revokes every frame, and says that none will be granted any more: whoever maps the extent lets it go.
+    pub fn retire(&self) {
+        self.clear();
+        self.table.set_word(0, RETIRED);
     }
 
     /// Revokes every frame.
@@ -101,6 +110,12 @@ impl MappedGenerations {
     pub fn generation(&self, offset: u64) -> u64 {
         generation(&self.0, offset)
     }
+
+    /// Whether no frame of the extent will be granted any more.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.0.word(0) == Some(RETIRED)
+    }
 }
 
 /// Bytes of the generation table of an extent, whole pages.
@@ -110,7 +125,7 @@ pub(crate) fn table_bytes(extent_bytes: u64) -> u64 {
 
 fn generation(table: &Mapping, offset: u64) -> u64 {
     if offset.is_multiple_of(PAGE_BYTES) {
-        table.word(offset >> SLOT_SHIFT).unwrap_or(NO_GENERATION)
+        table.word(offset >> SLOT_SHIFT).filter(|word| *word != RETIRED).unwrap_or(NO_GENERATION)
     } else {
         NO_GENERATION
     }
@@ -155,8 +170,10 @@ mod tests {
         table.set(8192, 7);
         assert_eq!((mapped.generation(8192), mapped.generation(4096), mapped.generation(1)), (7, 0, 0));
         assert_eq!(mapped.generation(1 << 40), NO_GENERATION);
-        table.clear();
+        assert!(!mapped.is_retired());
+        table.retire();
         assert_eq!((mapped.generation(8192), table.generation(8192)), (0, 0));
+        assert!(mapped.is_retired());
     }
 
     #[test]

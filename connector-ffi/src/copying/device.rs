@@ -73,17 +73,34 @@ pub(crate) fn copy(side: &DeviceSide, terms: Terms<'_>, items: &[Item<'_>]) -> V
         return ends;
     }
     let begun: Vec<_> = groups.into_iter().filter_map(|group| begin(side, terms, group, items)).collect();
-    for (group, end) in begun {
-        // The device tells every end; its sender is never dropped before.
-        let Ok(Ok(done)) = end.recv() else { continue };
-        for (at, index) in group.into_iter().enumerate() {
+    for mut group in begun {
+        let Some(done) = group.end() else { continue };
+        for (at, index) in std::mem::take(&mut group.items).into_iter().enumerate() {
             ends[index] = judge(&items[index], terms.direction, done.sums.get(at).copied());
         }
     }
     ends
 }
 
-type Begun = (Vec<usize>, mpsc::Receiver<Result<Done, DeviceError>>);
+/// A group that the device has. Dropping it waits for its end: whatever else happens, nobody is told before.
+struct Begun {
+    items: Vec<usize>,
+    end: Option<mpsc::Receiver<Result<Done, DeviceError>>>,
+}
+
+impl Begun {
+    /// Waits for its end; `None` when it failed.
+    fn end(&mut self) -> Option<Done> {
+        // The device tells every end; its sender is not dropped before.
+        self.end.take()?.recv().ok()?.ok()
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        drop(self.end());
+    }
+}
 
 fn begin(side: &DeviceSide, terms: Terms<'_>, group: Group, items: &[Item<'_>]) -> Option<Begun> {
     let keeps: Vec<Mapped> = group.items.iter().map(|index| items[*index].extent.clone()).collect();
@@ -100,7 +117,7 @@ fn begin(side: &DeviceSide, terms: Terms<'_>, group: Group, items: &[Item<'_>]) 
     let on_end = Box::new(move |result| drop::<Result<(), _>>(told.send(result)));
     // SAFETY: the plan keeps every run inside its extent, which the work keeps mapped, and inside the registered regions,
     // which the engine keeps and leaves to these blocks' only job; the batch is waited for before the job ends.
-    unsafe { side.device.submit(work, on_end) }.ok().map(|()| (group.items, end))
+    unsafe { side.device.submit(work, on_end) }.ok().map(|()| Begun { items: group.items, end: Some(end) })
 }
 
 /// How a block is copied; `None` when frame and extent or block do not fit, or the frame is gone.

@@ -120,6 +120,8 @@ functions! {
     primary_release = "cuDevicePrimaryCtxRelease_v2": fn(Ordinal);
     context_push = "cuCtxPushCurrent_v2": fn(Handle);
     context_pop = "cuCtxPopCurrent_v2": fn(*mut Handle);
+    context_synchronize = "cuCtxSynchronize": fn();
+    capture_mode = "cuThreadExchangeStreamCaptureMode": fn(*mut c_uint);
     stream_priorities = "cuCtxGetStreamPriorityRange": fn(*mut c_int, *mut c_int);
     memory_info = "cuMemGetInfo_v2": fn(*mut usize, *mut usize);
     stream_create = "cuStreamCreateWithPriority": fn(*mut Handle, c_uint, c_int);
@@ -205,14 +207,21 @@ impl Api {
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     }
 
-    /// What the driver answered, as a result.
-    pub(super) fn check(&self, call: &'static str, code: c_int) -> Result<(), DeviceError> {
+    /// What a call answered after whose failure everything else still works, as a result.
+    pub(super) fn check_alone(&self, call: &'static str, code: c_int) -> Result<(), DeviceError> {
         match code {
             SUCCESS => Ok(()),
             OUT_OF_MEMORY => Err(DeviceError::NoMemory { bytes: 0 }),
-            code if LOST.contains(&code) => Err(DeviceError::Lost { call, code, name: self.name_of(code) }),
             code => Err(DeviceError::Call { call, code, name: self.name_of(code) }),
         }
+    }
+
+    /// What a call on a stream or an event answered, as a result.
+    pub(super) fn check(&self, call: &'static str, code: c_int) -> Result<(), DeviceError> {
+        if LOST.contains(&code) {
+            return Err(DeviceError::Lost { call, code, name: self.name_of(code) });
+        }
+        self.check_alone(call, code)
     }
 }
 

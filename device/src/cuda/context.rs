@@ -10,6 +10,9 @@ use crate::{DeviceError, EngineStream};
 /// Of events: waiting for one sleeps instead of spinning, and no time is taken.
 const EVENT_FLAGS: c_uint = 1 | 2;
 
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`.
+const RELAXED: c_uint = 2;
+
 /// `CU_DEVICE_ATTRIBUTE_*` numbers.
 #[derive(Debug, Clone, Copy)]
 #[repr(i32)]
@@ -56,15 +59,23 @@ unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
 
-/// While it lives, the context is this thread's current one; then the one before is again.
+/// While it lives, the context is this thread's current one, and the thread's calls do not disturb a graph that another
+/// thread captures: an engine captures its own, and by default that forbids everybody else most calls. Then all is as before.
 #[derive(Debug)]
-pub(super) struct Entered<'a>(&'a Context);
+pub(super) struct Entered<'a> {
+    context: &'a Context,
+    /// The thread's former mode of capture.
+    mode: c_uint,
+}
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        let api = self.context.api;
+        // SAFETY: room for one number, which was this thread's mode before.
+        let _code = unsafe { (api.capture_mode)(&raw mut self.mode) };
         let mut popped: Handle = std::ptr::null_mut();
         // SAFETY: pushed by `Context::enter` on this thread; room for one handle.
-        let _code = unsafe { (self.0.api.context_pop)(&raw mut popped) };
+        let _code = unsafe { (api.context_pop)(&raw mut popped) };
     }
 }
 
@@ -90,10 +101,24 @@ impl Context {
         // SAFETY: the context is retained for as long as `self` lives.
         let code = unsafe { (self.api.context_push)(self.handle) };
         self.check("cuCtxPushCurrent", code)?;
-        Ok(Entered(self))
+        let mut entered = Entered { context: self, mode: RELAXED };
+        // SAFETY: room for one number.
+        let code = unsafe { (self.api.capture_mode)(&raw mut entered.mode) };
+        self.check_alone("cuThreadExchangeStreamCaptureMode", code)?;
+        Ok(entered)
     }
 
-    /// What the driver answered; remembers when the device is lost.
+    /// What a call answered after whose failure everything else still works: one that allocates, maps or registers.
+    pub(super) fn check_alone(&self, call: &'static str, code: c_int) -> Result<(), DeviceError> {
+        self.api.check_alone(call, code)
+    }
+
+    /// Nothing more of it will work in this process.
+    pub(super) fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// What a call on a stream or an event answered; remembers when the device is lost.
     pub(super) fn check(&self, call: &'static str, code: c_int) -> Result<(), DeviceError> {
         let result = self.api.check(call, code);
         if matches!(result, Err(DeviceError::Lost { .. })) {

@@ -16,6 +16,8 @@ use crate::{DeviceError, Method, Span, Work};
 
 /// What one block of the copy kernel takes: enough to be worth starting, few enough that a work fills the GPU's bus.
 const PART_BYTES: u64 = 32 << 10;
+/// Runs of one batched copy: drivers are reported to fail with many times as many.
+const BATCH_RUNS: usize = 4096;
 /// Words of a run, of a span, of a span's checksum in a [`Table`].
 const RUN_WORDS: usize = 3;
 const SPAN_WORDS: usize = 2;
@@ -81,14 +83,18 @@ fn pieces(span: Span) -> impl Iterator<Item = Span> {
 impl Copier {
     pub(super) fn new(context: &Arc<Context>) -> Self {
         let mut notes = Vec::new();
-        let batches = context.api.batch.is_some() || context.api.batch_v2.is_some();
-        if !batches {
-            notes.push("the driver has no batched copies (they come with CUDA 12.8)".to_owned());
-        }
-        let kernels = if context.attribute(Attribute::HostPointers) {
+        // Where a GPU knows registered memory by another address, a batch or a kernel that uses the host's would be lost.
+        let reaches = context.attribute(Attribute::HostPointers);
+        let batches = reaches && (context.api.batch.is_some() || context.api.batch_v2.is_some());
+        let kernels = if reaches {
+            if !batches {
+                notes.push("the driver has no batched copies (they come with CUDA 12.8)".to_owned());
+            }
             Kernels::load(context).map_err(|error| notes.push(format!("no kernels: {error}"))).ok()
         } else {
-            notes.push("no kernels: the GPU does not reach registered memory by its own address".to_owned());
+            notes.push(
+                "runs are copied one by one: the GPU does not reach registered memory by its own address".to_owned(),
+            );
             None
         };
         Self { context: Arc::clone(context), kernels, batches: AtomicBool::new(batches), notes }
@@ -164,7 +170,7 @@ impl Copier {
 
     /// A batch that the driver refuses is copied run by run, and so are all after it: copying twice does no harm.
     fn batch_or_singles(&self, stream: Handle, runs: &[Run]) -> Result<(), DeviceError> {
-        match self.batch(stream, runs) {
+        match runs.chunks(BATCH_RUNS).try_for_each(|some| self.batch(stream, some)) {
             Err(error @ (DeviceError::Call { .. } | DeviceError::Unsupported { .. })) => {
                 if self.batches.swap(false, Ordering::Relaxed) {
                     tracing::warn!(%error, "the driver refuses batched copies: runs are copied one by one from now on");

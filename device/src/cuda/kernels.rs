@@ -33,7 +33,7 @@ impl Kernels {
         let mut module: Handle = std::ptr::null_mut();
         // SAFETY: room for one handle; the text ends with NUL.
         let code = unsafe { (context.api.module_load)(&raw mut module, PTX.as_ptr().cast()) };
-        context.check("cuModuleLoadData", code)?;
+        context.check_alone("cuModuleLoadData", code)?;
         let none: Handle = std::ptr::null_mut();
         let mut this = Self { context: Arc::clone(context), module, copy: none, sum: none };
         this.copy = this.function(c"kvtier_copy")?;
@@ -41,6 +41,10 @@ impl Kernels {
         let tables = Tables::new();
         this.fill(c"kvtier_fold", &tables.fold)?;
         this.fill(c"kvtier_tail", &tables.tail)?;
+        // A copy from memory that is not registered may return before it has ended, and our streams wait for no other.
+        // SAFETY: a context is current.
+        let code = unsafe { (context.api.context_synchronize)() };
+        context.check("cuCtxSynchronize", code)?;
         Ok(this)
     }
 
@@ -48,7 +52,7 @@ impl Kernels {
         let mut function: Handle = std::ptr::null_mut();
         // SAFETY: room for one handle; the module is loaded.
         let code = unsafe { (self.context.api.module_function)(&raw mut function, self.module, name.as_ptr()) };
-        self.context.check("cuModuleGetFunction", code)?;
+        self.context.check_alone("cuModuleGetFunction", code)?;
         Ok(function)
     }
 
@@ -56,7 +60,7 @@ impl Kernels {
         let (mut at, mut bytes): (Address, usize) = (0, 0);
         // SAFETY: room for an address and a size; the module is loaded.
         let code = unsafe { (self.context.api.module_global)(&raw mut at, &raw mut bytes, self.module, name.as_ptr()) };
-        self.context.check("cuModuleGetGlobal", code)?;
+        self.context.check_alone("cuModuleGetGlobal", code)?;
         if bytes != size_of_val(words) {
             return Err(DeviceError::Invalid { what: "the kernels' tables have another length" });
         }

@@ -10,6 +10,7 @@ use std::ffi::{c_int, c_uint};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -21,6 +22,10 @@ use crate::{DeviceError, Done, MAX_IN_FLIGHT, OnEnd, Way, Work};
 
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the default stream.
 const NON_BLOCKING: c_uint = 1;
+/// How long a device that answers errors, though it is not lost, is asked again for the end of a work.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Words of the smallest table: the runs of a few blocks.
 const MIN_TABLE_WORDS: usize = 4096;
 
@@ -95,7 +100,9 @@ impl Lane {
         let mut table = shared.table(&mut state, layout.words())?;
         let _entered = shared.context.enter()?;
         let end = Event::create(&shared.context)?;
-        let failed = shared.give(&work, (&layout, &mut table)).err();
+        // A panic of ours after a part was given is a failure of the work, which is then waited for.
+        let given = catch_unwind(AssertUnwindSafe(|| shared.give(&work, (&layout, &mut table))));
+        let failed = given.unwrap_or(Err(DeviceError::Invalid { what: "giving it to the GPU panicked" })).err();
         let end = end.record(shared.stream).map(|()| end);
         state.in_flight += 1;
         state.given.push_back(Given { work, on_end, table, layout, end, failed });
@@ -166,10 +173,7 @@ impl Shared {
     /// Waits for a work's end and tells it. A panic of ours is a failed work, not the end of the lane: others wait for it.
     fn end(&self, given: Given) {
         let Given { work, on_end, table, layout, end, failed } = given;
-        let reached = match &end {
-            Ok(event) => event.wait(),
-            Err(_) => self.drain(),
-        };
+        let reached = self.reached(end.as_ref().ok());
         let sums = catch_unwind(AssertUnwindSafe(|| layout.sums(&table)));
         let sums = sums.map_err(|_| DeviceError::Invalid { what: "its checksums could not be read" });
         let result = failed.map_or(reached, Err).and(sums).map(|sums| Done { sums });
@@ -185,6 +189,28 @@ impl Shared {
         }
         if catch_unwind(AssertUnwindSafe(|| on_end(result))).is_err() {
             tracing::error!("whoever was told the end of a copy panicked");
+        }
+    }
+
+    /// Waits until a work has ended: its event was reached, or the stream has nothing more to do. An error that leaves the
+    /// device as it was says nothing of the copies, so it is waited on.
+    fn reached(&self, end: Option<&Event>) -> Result<(), DeviceError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let waited = self.context.enter().and_then(|_entered| match end {
+                Some(event) => event.wait().or_else(|_| self.drain()),
+                None => self.drain(),
+            });
+            match waited {
+                Err(error @ DeviceError::Lost { .. }) => return Err(error),
+                Err(error) if Instant::now() >= until => {
+                    tracing::error!(%error, "the GPU does not tell the end of copies: it is given up");
+                    self.context.lose();
+                    return Err(error);
+                }
+                Err(_) => std::thread::sleep(PAUSE),
+                Ok(()) => return Ok(()),
+            }
         }
     }
 

@@ -42,7 +42,7 @@ impl HostPin {
         let at = pointer(span)?;
         // SAFETY: the range is mapped, as the caller promises; the driver refuses what it cannot register.
         let code = unsafe { (context.api.host_register)(at, bytes, flags) };
-        context.check("cuMemHostRegister", code)?;
+        context.check_alone("cuMemHostRegister", code)?;
         Ok(Self { context: Arc::clone(context), span })
     }
 }
@@ -58,7 +58,7 @@ impl Drop for HostPin {
         let (Ok(_entered), Ok(at)) = (self.context.enter(), pointer(self.span)) else { return };
         // SAFETY: registered by `new` with this address. Copies that use it hold this value.
         let code = unsafe { (self.context.api.host_unregister)(at) };
-        if let Err(error) = self.context.check("cuMemHostUnregister", code) {
+        if let Err(error) = self.context.check_alone("cuMemHostUnregister", code) {
             tracing::warn!(%error, "host memory stays registered with the GPU");
         }
     }
@@ -83,7 +83,7 @@ impl Table {
         let bytes = words.max(1) * size_of::<u64>();
         // SAFETY: room for one pointer; freed when this value is dropped.
         let code = unsafe { (context.api.host_alloc)(&raw mut at, bytes, PORTABLE_MAPPED) };
-        context.check("cuMemHostAlloc", code)?;
+        context.check_alone("cuMemHostAlloc", code)?;
         // SAFETY: `bytes` bytes of ours that nobody else has yet.
         unsafe { at.cast::<u8>().write_bytes(0, bytes) };
         Ok(Self { context: Arc::clone(context), at: at.cast(), words: words.max(1) })

@@ -52,13 +52,13 @@ impl Vmm {
         let mut unit = 0_usize;
         // SAFETY: room for one size; `prop` is whole.
         let code = unsafe { (context.api.granularity)(&raw mut unit, &raw const prop, RECOMMENDED) };
-        context.check("cuMemGetAllocationGranularity", code)?;
+        context.check_alone("cuMemGetAllocationGranularity", code)?;
         let wanted = usize::try_from(bytes.max(1)).map_err(|_| DeviceError::NoMemory { bytes })?;
         let bytes = wanted.checked_next_multiple_of(unit.max(1)).ok_or(DeviceError::NoMemory { bytes })?;
         let mut allocation: Allocation = 0;
         // SAFETY: room for one handle; released when this value is dropped.
         let code = unsafe { (context.api.vmm_create)(&raw mut allocation, bytes, &raw const prop, 0) };
-        with_bytes(context.check("cuMemCreate", code), bytes as u64)?;
+        with_bytes(context.check_alone("cuMemCreate", code), bytes as u64)?;
         drop(entered);
         Self::map(context, allocation, bytes, true)
     }
@@ -72,7 +72,7 @@ impl Vmm {
         let handle: *mut c_void = std::ptr::without_provenance_mut(descriptor);
         // SAFETY: room for one handle; the driver takes the descriptor by number and does not keep it.
         let code = unsafe { (context.api.vmm_import)(&raw mut allocation, handle, DESCRIPTOR) };
-        context.check("cuMemImportFromShareableHandle", code)?;
+        context.check_alone("cuMemImportFromShareableHandle", code)?;
         drop(entered);
         Self::map(context, allocation, bytes, false)
     }
@@ -85,10 +85,10 @@ impl Vmm {
         let mut address: Address = 0;
         // SAFETY: room for one address.
         let code = unsafe { (api.vmm_reserve)(&raw mut address, bytes, 0, 0, 0) };
-        context.check("cuMemAddressReserve", code)?;
+        context.check_alone("cuMemAddressReserve", code)?;
         // SAFETY: the range was reserved just now, the allocation is ours to map.
         let code = unsafe { (api.vmm_map)(address, bytes, 0, allocation, 0) };
-        if let Err(error) = context.check("cuMemMap", code) {
+        if let Err(error) = context.check_alone("cuMemMap", code) {
             // SAFETY: reserved just now, nothing is mapped there.
             let _code = unsafe { (api.vmm_unreserve)(address, bytes) };
             return Err(error);
@@ -108,7 +108,7 @@ impl Vmm {
         let access = AccessDesc { location: Location { kind: ON_DEVICE, id: self.context.number() }, flags };
         // SAFETY: the range is mapped whole; one description.
         let code = unsafe { (self.context.api.vmm_access)(self.address, self.bytes, &raw const access, 1) };
-        self.context.check("cuMemSetAccess", code)
+        self.context.check_alone("cuMemSetAccess", code)
     }
 }
 
@@ -133,7 +133,7 @@ impl PoolMemory for Vmm {
         let room: *mut c_void = (&raw mut descriptor).cast();
         // SAFETY: room for one descriptor; the allocation was made for this kind of handle.
         let code = unsafe { (self.context.api.vmm_export)(room, self.allocation, DESCRIPTOR, 0) };
-        self.context.check("cuMemExportToShareableHandle", code)?;
+        self.context.check_alone("cuMemExportToShareableHandle", code)?;
         if descriptor < 0 {
             return Err(DeviceError::Call {
                 call: "cuMemExportToShareableHandle",
