@@ -33,6 +33,8 @@ pub(crate) fn run(_: &Setting, report: &mut Report) -> anyhow::Result<()> {
         engine: "bench".into(),
         role: Role::Scheduler,
         rank: 0,
+        shard: 0,
+        devices: Vec::new(),
         pid: 1,
         namespace: spec.namespace,
         layout: spec.layout,

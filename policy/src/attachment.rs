@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kvtier_types::{Instant, Layout, Namespace, NamespaceId};
+use kvtier_types::{DeviceNumber, Instant, Layout, Namespace, NamespaceId};
 
 use crate::lease::LeaseId;
 
@@ -48,6 +48,10 @@ pub struct AttachSpec {
     pub role: Role,
     /// Its rank.
     pub rank: u32,
+    /// The shard that it reads and writes; a scheduler's says nothing.
+    pub shard: u16,
+    /// Devices whose pools it can read, the one it reads first before the others.
+    pub devices: Vec<DeviceNumber>,
     /// Its process id, for people.
     pub pid: i32,
     /// Logical identity of its KV.
@@ -67,6 +71,8 @@ pub(crate) struct Attachment {
     pub(crate) engine: u32,
     pub(crate) since: Instant,
     pub(crate) seen: Instant,
+    /// Loads from devices that failed since the last that went well.
+    pub(crate) device_losses: u8,
     /// Leases by request id.
     pub(crate) leases: BTreeMap<String, LeaseId>,
 }

@@ -3,6 +3,7 @@
 //! Keys are interned once into a `u32` slab by a fixed-seed table. An entry without replicas stays while others name it
 //! as their parent, so that the tree under it keeps its shape; then it goes.
 
+mod on_device;
 mod ranks;
 mod spot;
 mod unread;
@@ -11,8 +12,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
 use kvtier_types::{
-    BlockKey, GroupSpec, Instant, Layout, LayoutId, Location, NamespaceId, NodeNumber, RecordMeta, ShardKey, Taint,
-    TenantId, Tier,
+    BlockKey, DeviceNumber, GroupSpec, Instant, Layout, LayoutId, Location, MAX_DEVICE_EXTENTS, NamespaceId,
+    NodeNumber, RecordMeta, ShardKey, Taint, TenantId, Tier,
 };
 use rustc_hash::FxHashMap;
 
@@ -28,6 +29,8 @@ use crate::intern::Interner;
 use crate::pools::{Pools, is_held};
 use crate::publication::Publication;
 use crate::rules::Life;
+use on_device::OnDevice;
+pub(crate) use on_device::device_of;
 use ranks::Known;
 pub(crate) use spot::{Place, Spot};
 pub use unread::SpreadCounts;
@@ -130,6 +133,8 @@ pub(crate) struct Catalog {
     pub(crate) segments: Segments,
     /// Who else is said to have the shards that are flagged `REMOTE`.
     pub(crate) remotes: FxHashMap<BlockId, Remote>,
+    /// Copies in the memory of devices.
+    pub(crate) on_device: OnDevice,
     /// Who holds what.
     pub(crate) holders: Holders,
     /// What happened lately.
@@ -160,6 +165,7 @@ impl Catalog {
             pools,
             segments: Segments::default(),
             remotes: FxHashMap::default(),
+            on_device: OnDevice::default(),
             holders: Holders::default(),
             events: Events::default(),
             spread: SpreadCounts::default(),
@@ -322,6 +328,13 @@ impl Catalog {
                 _ => {}
             }
         }
+        // Copies on devices have an order of their own, and no children.
+        let device = Tier::Device;
+        match (before[device.index()], self.get(id).resident(device)) {
+            (false, true) => self.note_event(id, EventKind::Stored, Some(device)),
+            (true, false) => self.note_event(id, EventKind::Removed, Some(device)),
+            _ => {}
+        }
         self.rank(id);
         self.note_change(id);
         self.drop_if_empty(id)
@@ -455,7 +468,8 @@ impl Catalog {
     fn is_empty(&self, id: BlockId) -> bool {
         let entry = self.get(id);
         let held = entry.in_use() || entry.host.is_some() || entry.disk.is_some() || entry.object.is_some();
-        let awaited = Flags::QUEUED | Flags::DIRTY | Flags::REMOTE | Flags::REPLICATE;
+        let awaited =
+            Flags::QUEUED | Flags::DIRTY | Flags::REMOTE | Flags::REPLICATE | Flags::FOR_DEVICE | Flags::ON_DEVICE;
         !held && entry.links == 0 && !entry.flags.has(awaited)
     }
 
@@ -504,6 +518,7 @@ impl Catalog {
         self.slab.capacity() * size_of::<Option<Entry>>()
             + self.index.capacity() * (size_of::<u32>() + 1)
             + self.pools.len() * 32
+            + self.on_device.memory_bytes()
     }
 
     pub(crate) fn layouts(&self) -> &[LayoutId] {
@@ -515,10 +530,14 @@ impl Catalog {
     }
 
     /// The replica's place in a tier, for people.
-    pub(crate) fn place(entry: &Entry, tier: Tier) -> Option<String> {
+    pub(crate) fn place(&self, (id, entry): (BlockId, &Entry), tier: Tier) -> Option<String> {
         let at = |l: &Location, what: &str| format!("{what} {} page {}", l.segment, l.offset);
         match tier {
-            Tier::Device => None,
+            Tier::Device => self.device_frame(id).map(|frame| {
+                let (device, extent) =
+                    (device_of(frame).map_or(0, DeviceNumber::index), frame.extent % MAX_DEVICE_EXTENTS);
+                format!("device {device} extent {extent} page {}", frame.page)
+            }),
             Tier::Host => entry.host.map(|FrameRef { extent, page, .. }| format!("extent {extent} page {page}")),
             Tier::Disk => entry.disk.as_ref().map(|l| at(l, "log segment")),
             Tier::Object => entry.object.as_ref().map(|l| at(l, "pack")),

@@ -58,6 +58,13 @@ impl Flags {
     /// Another node had this copy made ahead of its use, and nobody read it here yet.
     pub(crate) const SPREAD: u32 = 1 << 23;
 
+    /// It has a copy in the memory of a device.
+    pub(crate) const ON_DEVICE: u32 = 1 << 24;
+    /// A movement from the host frame to a device is under way.
+    pub(crate) const TO_DEVICE: u32 = 1 << 25;
+    /// It waits to be copied to a device.
+    pub(crate) const FOR_DEVICE: u32 = 1 << 26;
+
     /// It waits in the queue of copies on other nodes.
     pub(crate) const REPLICATE: u32 = 1 << 15;
     /// Its time ends earlier than its records say.
@@ -222,7 +229,7 @@ impl Entry {
 
     pub(crate) const fn resident(&self, tier: Tier) -> bool {
         match tier {
-            Tier::Device => false,
+            Tier::Device => self.flags.has(Flags::ON_DEVICE),
             Tier::Host => self.host.is_some() && !self.flags.has(Flags::RESERVED),
             Tier::Disk => self.disk.is_some(),
             Tier::Object => self.object.is_some(),
@@ -254,13 +261,17 @@ impl Entry {
 
     /// Whether something is copying it or holds it.
     pub(crate) const fn in_use(&self) -> bool {
-        let moving = Flags::TO_DISK | Flags::TO_OBJECT | Flags::TO_HOST | Flags::RELOCATING | Flags::RESERVED;
+        let moving =
+            Flags::TO_DISK | Flags::TO_OBJECT | Flags::TO_HOST | Flags::TO_DEVICE | Flags::RELOCATING | Flags::RESERVED;
         self.leases > 0 || self.flags.has(moving)
     }
 
     /// Whether its copy in `tier` may go to make room.
     pub(crate) const fn evictable(&self, tier: Tier) -> bool {
-        let blocked_by_child = self.children[child_index(tier)] > 0 && self.flags.has(Flags::NEEDS_ANCESTORS);
+        // What is missing of a prefix on a device comes from host memory: its copies there go in any order.
+        let blocked_by_child = !matches!(tier, Tier::Device)
+            && self.children[child_index(tier)] > 0
+            && self.flags.has(Flags::NEEDS_ANCESTORS);
         let busy = match tier {
             Tier::Device | Tier::Host => self.in_use(),
             // A read in flight holds its segment or pack itself.

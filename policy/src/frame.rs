@@ -1,8 +1,10 @@
-//! Frames as the core sees them: numbers handed out by a pool that the shell owns.
+//! Frames as the core sees them: numbers handed out by pools that the shell owns.
 
 use std::fmt::Debug;
 
-/// A slot of host memory: extent, 4 KiB page within it, and the generation it was handed out under.
+use kvtier_types::DeviceNumber;
+
+/// A slot of host memory or of a device's: extent, 4 KiB page within it, and the generation it was handed out under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FrameRef {
     /// Extent number.
@@ -24,7 +26,7 @@ pub enum Allocation {
     Full,
 }
 
-/// The source of host frames. Calls do bookkeeping only; none waits or touches block bytes.
+/// The source of frames of host memory, or of one device. No two pools hand out one generation. Calls do bookkeeping only; none waits or touches block bytes.
 pub trait FramePool: Debug + Send {
     /// A frame of at least `bytes`.
     fn alloc(&mut self, bytes: u64) -> Allocation;
@@ -41,6 +43,7 @@ pub trait FramePool: Debug + Send {
 /// In-memory twin of a pool: counts frames of one capacity, all of one class a size.
 #[derive(Debug)]
 pub struct TwinPool {
+    extent: u32,
     capacity_bytes: u64,
     used_bytes: u64,
     next_page: u32,
@@ -52,7 +55,14 @@ impl TwinPool {
     /// A pool of `capacity_bytes`.
     #[must_use]
     pub const fn new(capacity_bytes: u64) -> Self {
-        Self { capacity_bytes, used_bytes: 0, next_page: 0, generation: 0, free_pages: Vec::new() }
+        Self { extent: 0, capacity_bytes, used_bytes: 0, next_page: 0, generation: 0, free_pages: Vec::new() }
+    }
+
+    /// A pool of `capacity_bytes` on a device.
+    #[must_use]
+    pub fn on_device(device: DeviceNumber, capacity_bytes: u64) -> Self {
+        let extent = device.extent(0).unwrap_or_default();
+        Self { extent, generation: u64::from(extent) << 32, ..Self::new(capacity_bytes) }
     }
 
     /// Bytes handed out.
@@ -77,7 +87,7 @@ impl FramePool for TwinPool {
             },
             |at| self.free_pages.swap_remove(at).1,
         );
-        Allocation::Granted(FrameRef { extent: 0, page, generation: self.generation })
+        Allocation::Granted(FrameRef { extent: self.extent, page, generation: self.generation })
     }
 
     fn free(&mut self, frame: FrameRef, bytes: u64) {

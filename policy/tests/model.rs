@@ -6,17 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvtier_policy::{
-    Action, AttachSpec, AttachmentId, Core, CoreConfig, FrameRef, LeaseId, LookupRange, LookupRequest, MarkChange,
-    MoveEnd, ReleaseReport, Reservation, ReserveRequest, Role, SealRequest, TaintPattern, TierBudget, TwinPool,
+    Action, AttachSpec, AttachmentId, Core, CoreConfig, FrameRef, LeaseId, LoadReport, LoadResult, LookupRange,
+    LookupRequest, MarkChange, MoveEnd, ReleaseReport, Reservation, ReserveRequest, Role, SealRequest, TaintPattern,
+    TierBudget, TwinPool,
 };
 use kvtier_types::{
-    BlockKey, Effect, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Outcome, RequestHints,
-    Taint, TenantId, Tier,
+    BlockKey, DeviceNumber, Effect, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Outcome,
+    RequestHints, SemanticType, Taint, TenantId, Tier,
 };
 use proptest::prelude::{Strategy, prop, proptest};
 
 const BLOCK: u64 = 4096;
 const FRAMES: u64 = 12;
+const DEVICE_FRAMES: u64 = 5;
+const DEVICE: DeviceNumber = DeviceNumber::new(3).unwrap();
 const CHAINS: u8 = 4;
 const LENGTH: u8 = 6;
 
@@ -24,16 +27,36 @@ const LENGTH: u8 = 6;
 enum Step {
     Reserve { chain: u8, first: u8, count: u8 },
     Seal { pick: u8, abandon: bool },
-    Lookup { chain: u8, request: u8 },
+    Lookup { chain: u8, request: u8, loads: Loads },
     Release { request: u8, lost: bool },
     Act { outcome: u8 },
     Evict { chain: u8, block: u8, all: bool },
-    Move { chain: u8, down: bool },
+    Move { chain: u8, to: Tier },
+    Vacate { claimed: bool },
+    LoseDevice,
     LetGo,
     Mark { chain: u8, block: u8, what: u8, add: bool },
     Reclaim,
     Reattach,
     Wait { seconds: u8 },
+}
+
+/// What an engine says of the frames it was handed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Loads {
+    Nothing,
+    Loaded,
+    /// The first of them is no good, whatever it holds.
+    Corrupt,
+}
+
+fn loads() -> impl Strategy<Value = Loads> {
+    let just = prop::strategy::Just;
+    prop::strategy::Union::new_weighted(vec![
+        (4, just(Loads::Nothing)),
+        (8, just(Loads::Loaded)),
+        (1, just(Loads::Corrupt)),
+    ])
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -46,10 +69,16 @@ fn step() -> impl Strategy<Value = Step> {
                 .boxed(),
         ),
         (6, (0..8u8, prop::bool::weighted(0.1)).prop_map(|(pick, abandon)| Step::Seal { pick, abandon }).boxed()),
-        (4, (chain.clone(), 0..4u8).prop_map(|(chain, request)| Step::Lookup { chain, request }).boxed()),
+        (
+            6,
+            (chain.clone(), 0..4u8, loads())
+                .prop_map(|(chain, request, loads)| Step::Lookup { chain, request, loads })
+                .boxed(),
+        ),
         (3, (0..4u8, prop::bool::ANY).prop_map(|(request, lost)| Step::Release { request, lost }).boxed()),
         (8, (0..10u8).prop_map(|outcome| Step::Act { outcome }).boxed()),
-        (3, (chain.clone(), prop::bool::ANY).prop_map(|(chain, down)| Step::Move { chain, down }).boxed()),
+        (4, (chain.clone(), 0..3usize).prop_map(|(chain, to)| Step::Move { chain, to: Tier::ALL[to] }).boxed()),
+        (1, prop::bool::ANY.prop_map(|claimed| Step::Vacate { claimed }).boxed()),
         (1, prop::strategy::Just(Step::LetGo).boxed()),
         (
             1,
@@ -65,6 +94,8 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         (1, prop::strategy::Just(Step::Reclaim).boxed()),
         (1, prop::strategy::Just(Step::Reattach).boxed()),
+        // Once in a few runs: what comes after is without a device.
+        (1, (0..32u8).prop_map(|n| if n == 0 { Step::LoseDevice } else { Step::Reclaim }).boxed()),
         (1, (1..40u8).prop_map(|seconds| Step::Wait { seconds }).boxed()),
     ])
 }
@@ -94,6 +125,15 @@ fn key(chain: u8, block: u8) -> BlockKey {
     BlockKey::new(bytes)
 }
 
+/// What one chain has is worth sharing by its type.
+fn hints(chain: u8) -> RequestHints {
+    let mut hints = RequestHints::default();
+    if chain == 0 {
+        hints.block.semantic = SemanticType::SystemPrompt;
+    }
+    hints
+}
+
 fn checksum(key: &BlockKey) -> u64 {
     u64::from(key.as_bytes()[0]) << 8 | u64::from(key.as_bytes()[1])
 }
@@ -101,6 +141,9 @@ fn checksum(key: &BlockKey) -> u64 {
 struct World {
     core: Core,
     who: AttachmentId,
+    worker: AttachmentId,
+    /// Whether the worker reads the device.
+    reads: bool,
     now: Instant,
     /// What each frame holds, by place: the generation it was written under and the bytes' checksum.
     frames: BTreeMap<(u32, u32), (u64, u64)>,
@@ -108,6 +151,8 @@ struct World {
     reserved: Vec<(BlockKey, FrameRef)>,
     leases: BTreeMap<u8, LeaseId>,
     actions: Vec<Action>,
+    /// Generations of frames that engines or movements called corrupt: another movement that reads one may find it gone.
+    quarantined: BTreeSet<u64>,
     /// Blocks that move by verb, and where to.
     flight: Option<(LeaseId, Vec<BlockKey>, Tier)>,
     next_offset: u32,
@@ -142,7 +187,21 @@ fn spec() -> AttachSpec {
         groups,
         block_bytes: vec![BLOCK],
     };
-    AttachSpec { engine: "e".into(), role: Role::Scheduler, rank: 0, pid: 1, namespace, layout }
+    AttachSpec {
+        engine: "e".into(),
+        role: Role::Scheduler,
+        rank: 0,
+        shard: 0,
+        devices: Vec::new(),
+        pid: 1,
+        namespace,
+        layout,
+    }
+}
+
+fn worker(reads: bool) -> AttachSpec {
+    let devices = if reads { vec![DEVICE] } else { Vec::new() };
+    AttachSpec { role: Role::Worker, devices, ..spec() }
 }
 
 impl World {
@@ -150,18 +209,23 @@ impl World {
         let mut config = CoreConfig { disk: true, max_offloads: 3, max_onboards: 2, ..CoreConfig::default() };
         let budget = TierBudget { node_bytes: KEPT * BLOCK, owner_bytes: KEPT * BLOCK };
         config.claims.budgets = [budget; Tier::ALL.len()];
-        let mut core = Core::new(config, Box::new(TwinPool::new(FRAMES * BLOCK)), |bytes| bytes);
+        let mut core = Core::new(config, Box::new(TwinPool::new(FRAMES * BLOCK)), |bytes| bytes)
+            .with_devices(vec![(DEVICE, Box::new(TwinPool::on_device(DEVICE, DEVICE_FRAMES * BLOCK)))]);
         let now = Instant::from_nanos(1);
         let who = core.attach(now, spec()).expect("a first attachment is admitted");
+        let worker = core.attach(now, worker(true)).expect("and a second");
         Self {
             core,
             who,
+            worker,
+            reads: true,
             now,
             frames: BTreeMap::new(),
             disk: BTreeMap::new(),
             reserved: Vec::new(),
             leases: BTreeMap::new(),
             actions: Vec::new(),
+            quarantined: BTreeSet::new(),
             flight: None,
             next_offset: 0,
             secret: BTreeSet::new(),
@@ -182,14 +246,22 @@ impl World {
         match *step {
             Step::Reserve { chain, first, count } => self.reserve(chain, first, count),
             Step::Seal { pick, abandon } => self.seal(pick, abandon),
-            Step::Lookup { chain, request } => self.lookup(chain, request),
+            Step::Lookup { chain, request, loads } => self.lookup(chain, request, loads),
             Step::Release { request, lost } => self.release(request, lost),
             Step::Act { outcome } => self.act(outcome),
             Step::Evict { chain, block, all } => {
                 let tiers: &[Tier] = if all { &[] } else { &[Tier::Host] };
                 self.core.apply_evict(&[key(chain, block)], tiers);
             }
-            Step::Move { chain, down } => self.step_move(chain, if down { Tier::Disk } else { Tier::Host }),
+            Step::Move { chain, to } => self.step_move(chain, to),
+            Step::Vacate { claimed } => {
+                self.core.vacate_extent(DEVICE.extent(0).expect("the first"), claimed);
+            }
+            Step::LoseDevice => {
+                self.core.lose_device(DEVICE);
+                assert!(!self.core.forget_lost_devices(), "few copies");
+                assert_eq!(self.core.tier_use(Tier::Device).copies, 0);
+            }
             Step::LetGo => self.let_go(),
             Step::Mark { chain, block, what, add } => self.mark(&key(chain, block), taint(what, block), add),
             Step::Reclaim => {
@@ -197,13 +269,17 @@ impl World {
             }
             Step::Reattach => {
                 self.core.detach(self.who);
+                self.core.detach(self.worker);
                 self.reserved.clear();
                 self.leases.clear();
+                self.reads = !self.reads;
                 self.who = self.core.attach(self.now, spec()).expect("there is room for one");
+                self.worker = self.core.attach(self.now, worker(self.reads)).expect("and another");
             }
             Step::Wait { seconds } => {
                 self.now = self.now + std::time::Duration::from_secs(seconds.into());
                 self.core.heartbeat(self.now, self.who).expect("attached");
+                self.core.heartbeat(self.now, self.worker).expect("attached");
                 self.core.expire(self.now);
                 let now = self.now;
                 for over in self.ends.extract_if(.., |_, at| *at <= now).map(|(key, _)| key).collect::<Vec<_>>() {
@@ -283,7 +359,7 @@ impl World {
             first_block: first.into(),
             keys: keys.clone(),
             tenant: TenantId::shared(),
-            hints: RequestHints::default(),
+            hints: hints(chain),
         };
         let answers = self.core.reserve(self.now, &request).expect("attached");
         for (key, answer) in keys.into_iter().zip(answers) {
@@ -310,7 +386,7 @@ impl World {
         self.core.seal(self.who, &[seal]).expect("attached");
     }
 
-    fn lookup(&mut self, chain: u8, request: u8) {
+    fn lookup(&mut self, chain: u8, request: u8, loads: Loads) {
         let keys = (0..LENGTH).map(|b| key(chain, b)).collect();
         let lookup = LookupRequest {
             attachment: self.who,
@@ -332,7 +408,21 @@ impl World {
             assert!(!self.secret.contains(&key(chain, block)), "a secret was handed out");
             assert_eq!(frame.checksum, want, "the catalog's checksum is another block's");
             assert_eq!(self.read(frame.frame), Some(want), "the frame holds something else");
+            let on_device = DeviceNumber::of_extent(frame.frame.extent).is_some();
+            assert!(self.reads || !on_device, "handed to who cannot read it");
         }
+        let result = if loads == Loads::Corrupt { LoadResult::Corrupt } else { LoadResult::Loaded };
+        let count = if loads == Loads::Loaded { hits } else { usize::from(loads == Loads::Corrupt) };
+        let frames = (0..).zip(&answer.ranges[0].frames).take(count);
+        let report = |(block, frame): (u8, &kvtier_policy::AnswerFrame)| {
+            let (key, source) = (key(chain, block), frame.source);
+            LoadReport { key, shard: 0, source, generation: frame.frame.generation, result }
+        };
+        let reports: Vec<LoadReport> = frames.map(report).collect();
+        if loads == Loads::Corrupt {
+            self.quarantined.extend(reports.iter().map(|report| report.generation));
+        }
+        self.core.report_loads(self.who, &request.to_string(), &reports).expect("attached");
     }
 
     fn release(&mut self, request: u8, lost: bool) {
@@ -347,13 +437,18 @@ impl World {
             return;
         }
         match self.actions.remove(usize::from(outcome) % self.actions.len()) {
+            Action::Offload { id, frame: from, .. } | Action::Copy { id, from, .. }
+                if self.quarantined.contains(&from.generation) =>
+            {
+                self.core.moved(id, MoveEnd::Failed);
+            }
             Action::Offload { id, meta, frame, .. } => {
                 assert_eq!(self.read(frame), Some(meta.checksum), "an offload reads what was sealed");
                 let at = Location { segment: 0, offset: self.next_offset };
                 self.next_offset += 1;
                 let end = match outcome {
                     0 => MoveEnd::Failed,
-                    1 => MoveEnd::Corrupt,
+                    1 => self.corrupt(frame),
                     _ => {
                         self.disk.insert(at, (meta.key.block, meta.checksum));
                         MoveEnd::Done(Some(at))
@@ -374,9 +469,27 @@ impl World {
                 };
                 self.core.moved(id, end);
             }
+            Action::Copy { id, key, expect, from, into } => {
+                assert_eq!(self.read(from), Some(expect.checksum), "a copy reads what was sealed");
+                assert_eq!(expect.checksum, checksum(&key.block));
+                let end = match outcome {
+                    0 => MoveEnd::Failed,
+                    1 => self.corrupt(from),
+                    _ => {
+                        self.write(into, expect.checksum);
+                        MoveEnd::Done(None)
+                    }
+                };
+                self.core.moved(id, end);
+            }
             Action::Forget { .. } => {}
             other => panic!("nobody else is here to ask: {other:?}"),
         }
+    }
+
+    fn corrupt(&mut self, frame: FrameRef) -> MoveEnd {
+        self.quarantined.insert(frame.generation);
+        MoveEnd::Corrupt
     }
 
     fn check(&self) {
@@ -386,12 +499,14 @@ impl World {
             assert!(self.core.kept_use(tier).bytes <= KEPT * BLOCK, "marks keep no more than they may");
         }
         assert!(self.core.tier_use(Tier::Host).bytes <= FRAMES * BLOCK, "capacity is never exceeded");
+        assert!(self.core.tier_use(Tier::Device).bytes <= DEVICE_FRAMES * BLOCK, "nor a device's");
         assert_eq!(self.core.tier_use(Tier::Disk).copies, self.disk.len() as u64, "the disk's records are all known");
     }
 
     /// Ends everything that is under way, and lets everybody go: nothing may be left over.
     fn wind_down(&mut self) {
         self.core.detach(self.who);
+        self.core.detach(self.worker);
         self.let_go();
         self.take_actions();
         while !self.actions.is_empty() {
@@ -405,9 +520,11 @@ impl World {
         self.core.apply_evict(&every, &[]);
         self.take_actions();
         assert_eq!(self.core.tier_use(Tier::Host).copies, 0);
+        assert_eq!(self.core.tier_use(Tier::Device).copies, 0);
         assert_eq!(self.core.catalog_size().0, 0, "an entry outlived everything it was for");
         assert!(self.disk.is_empty(), "a record was forgotten by the catalog but not on disk");
         assert_eq!(self.core.pending_offloads() + self.core.pending_onboards(), 0);
+        assert_eq!(self.core.pending_device_copies(), 0);
     }
 }
 

@@ -89,6 +89,7 @@ impl World {
                 }
             }
             Action::Fetch { .. } => {}
+            Action::Copy { .. } => unreachable!("no node of the simulator has devices"),
         }
     }
 

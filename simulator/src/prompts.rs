@@ -91,6 +91,15 @@ impl Prompts {
             hash_block_tokens: TOKENS,
             revision: String::new(),
         };
-        AttachSpec { engine, role: Role::Scheduler, rank: 0, pid: 1, namespace, layout: self.layout.clone() }
+        AttachSpec {
+            engine,
+            role: Role::Scheduler,
+            rank: 0,
+            shard: 0,
+            devices: Vec::new(),
+            pid: 1,
+            namespace,
+            layout: self.layout.clone(),
+        }
     }
 }

@@ -200,9 +200,9 @@ impl Claims {
     /// The tiers in which a claim keeps copies.
     pub(crate) fn keeps(&self, kind: ClaimKind) -> Kept {
         match kind {
-            ClaimKind::Pin(Tier::Host) => {
-                let host = Kept::default().with(Tier::Host);
-                self.durable.map_or(host, |tier| host.with(tier))
+            ClaimKind::Pin(tier @ (Tier::Device | Tier::Host)) => {
+                let here = Kept::default().with(tier);
+                self.durable.map_or(here, |tier| here.with(tier))
             }
             ClaimKind::Pin(tier) => Kept::default().with(tier),
             ClaimKind::Retain(_) => Kept::default(),

@@ -48,9 +48,9 @@ pub struct ClaimCounts {
 }
 
 impl Core {
-    pub(super) const fn unclaimable(&self, kind: ClaimKind) -> Option<&'static str> {
+    pub(super) fn unclaimable(&self, kind: ClaimKind) -> Option<&'static str> {
         match kind {
-            ClaimKind::Pin(Tier::Device) => Some("this build has no device tier"),
+            ClaimKind::Pin(Tier::Device) if !self.has_devices() => Some("this node has no device tier"),
             ClaimKind::Pin(Tier::Object) => Some("packs are emptied as a whole: pin blocks in host memory or on disk"),
             ClaimKind::Pin(Tier::Disk) if !self.config.disk => Some("this node has no disk tier"),
             ClaimKind::Pin(_) | ClaimKind::Retain(_) => None,
@@ -275,6 +275,9 @@ impl Core {
             if self.config.disk && entry.kept.has(Tier::Disk) && entry.disk.is_none() {
                 self.queue_offload_to(id, Tier::Disk);
             }
+            if self.lacks_device(self.catalog.get(id)) {
+                self.queue_device_copy(id, None);
+            }
         } else if self.lacks(entry) {
             self.upholds.push_back(id);
         }
@@ -292,7 +295,7 @@ impl Core {
     /// Whether a claim wants a copy that has to come by way of host memory.
     pub(super) fn lacks(&self, entry: &Entry) -> bool {
         let disk = self.config.disk && entry.kept.has(Tier::Disk) && entry.disk.is_none();
-        entry.host.is_none() && (entry.kept.has(Tier::Host) || disk)
+        entry.host.is_none() && (entry.kept.has(Tier::Host) || disk || self.lacks_device(entry))
     }
 
     /// Onboards for claims: behind those that readers wait for, and at most half of those under way.
@@ -301,9 +304,10 @@ impl Core {
             let Some(&id) = self.upholds.front() else { return };
             let busy = Flags::TO_HOST | Flags::DOOMED | Flags::RESERVED;
             let entry = self.catalog.try_get(id).filter(|e| self.lacks(e) && !e.flags.has(busy));
-            let from = entry.and_then(|e| [Tier::Disk, Tier::Object].into_iter().find(|t| e.resident(*t)));
+            let from = entry.and_then(|_| self.onboard_source(id));
             let (Some(entry), Some(from)) = (entry, from) else {
                 self.upholds.pop_front();
+                self.uphold_on_device(id);
                 continue;
             };
             let bytes = u64::from(entry.bytes);
@@ -311,6 +315,13 @@ impl Core {
             self.upholds.pop_front();
             self.catalog.update(id, |e| e.flags.set(Flags::TO_HOST, true));
             self.start_onboard(id, from, into);
+        }
+    }
+
+    /// What a claim wants on a device is copied there once host memory has it.
+    fn uphold_on_device(&mut self, id: BlockId) {
+        if self.catalog.try_get(id).is_some_and(|e| self.lacks_device(e)) {
+            self.queue_device_copy(id, None);
         }
     }
 

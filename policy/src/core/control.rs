@@ -4,8 +4,8 @@ use kvtier_types::{BlockKey, Effect, LayoutId, NamespaceId, Outcome, SemanticTyp
 
 use super::movement::CLAIMED;
 use super::{Core, Holdings};
-use crate::catalog::{BlockId, Catalog};
-use crate::entry::{Entry, Flags, Kept};
+use crate::catalog::BlockId;
+use crate::entry::{Flags, Kept};
 use crate::ledger::MissReason;
 use crate::limits::{MAX_LIST_PAGE, MAX_LIST_SCAN};
 
@@ -95,10 +95,10 @@ impl Core {
     #[must_use]
     pub fn locate(&self, key: &BlockKey) -> Option<BlockView> {
         let ids = self.catalog.find_all(key);
-        let visible: Vec<&Entry> = ids.iter().map(|id| self.catalog.get(*id)).filter(|e| e.visible()).collect();
-        let first = visible.first()?;
-        let mut view = self.view(first);
-        view.replicas = visible.iter().flat_map(|e| self.replicas(e)).collect();
+        let mut visible: Vec<BlockId> = ids;
+        visible.retain(|id| self.catalog.get(*id).visible());
+        let mut view = self.view(*visible.first()?);
+        view.replicas = visible.iter().flat_map(|id| self.replicas(*id)).collect();
         Some(view)
     }
 
@@ -110,11 +110,12 @@ impl Core {
         Some(&self.catalog.scopes.get(first.scope).tenant)
     }
 
-    fn view(&self, entry: &Entry) -> BlockView {
+    fn view(&self, id: BlockId) -> BlockView {
+        let entry = self.catalog.get(id);
         let scope = self.catalog.scopes.get(entry.scope);
         BlockView {
             key: entry.key,
-            replicas: self.replicas(entry),
+            replicas: self.replicas(id),
             namespace: scope.namespace,
             model: scope.model.clone(),
             tenant: scope.tenant.clone(),
@@ -129,8 +130,9 @@ impl Core {
         }
     }
 
-    fn replicas(&self, entry: &Entry) -> Vec<ReplicaView> {
-        let here = |tier: Tier| entry.resident(tier).then(|| Catalog::place(entry, tier)).flatten();
+    fn replicas(&self, id: BlockId) -> Vec<ReplicaView> {
+        let entry = self.catalog.get(id);
+        let here = |tier: Tier| entry.resident(tier).then(|| self.catalog.place((id, entry), tier)).flatten();
         let view = |tier: Tier| {
             here(tier).map(|place| ReplicaView {
                 shard: entry.shard,
@@ -181,7 +183,7 @@ impl Core {
                 })
                 && of_program();
             if wanted {
-                out.push(self.view(entry));
+                out.push(self.view(id));
             }
         }
         (out, None)

@@ -386,7 +386,7 @@ impl Core {
             if out.len() == limit {
                 return (out, Some(id.index()));
             }
-            let local = entry.resident(Tier::Host) || entry.resident(Tier::Disk);
+            let local = [Tier::Device, Tier::Host, Tier::Disk].into_iter().any(|tier| entry.resident(tier));
             if local && entry.visible() && !entry.resident(Tier::Object) {
                 out.push(self.meta(entry, entry.sequence));
             }

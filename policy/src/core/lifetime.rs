@@ -121,7 +121,7 @@ impl Core {
 
     /// Drops copies that lie where rules do not allow them; what is in use stays until [`Self::finish_doomed`].
     pub(super) fn confine(&mut self, id: BlockId) {
-        for tier in [Tier::Disk, Tier::Object] {
+        for tier in [Tier::Device, Tier::Disk, Tier::Object] {
             let Some(entry) = self.catalog.try_get(id) else { return };
             if entry.resident(tier) && !self.allowed_in(entry, tier) && !entry.in_use() {
                 self.drop_copy(id, tier);

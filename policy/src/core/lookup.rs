@@ -7,6 +7,7 @@ use kvtier_types::{
     BlockKey, GroupSpec, Instant, Layout, Origin, RequestHints, SemanticType, TenantId, Tier, Toleration, usable_prefix,
 };
 
+use super::readers::Readers;
 use super::{Core, CoreError, Located, Look};
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
@@ -120,6 +121,7 @@ impl Core {
     fn lease_prefix(&mut self, now: Instant, request: LookupRequest, look: &Look) -> Result<LeaseId, CoreError> {
         let attachment = self.attached(request.attachment)?;
         let (layout, number) = (Arc::clone(&attachment.layout), attachment.layout_number);
+        let readers = self.readers(attachment.engine);
         let mut probed: Vec<Probed> = Vec::with_capacity(request.ranges.len());
         let mut start = 0;
         for range in &request.ranges {
@@ -133,7 +135,7 @@ impl Core {
         };
         let usable = usable_prefix(&layout.groups, request.local_tokens, max_tokens, present);
         let reasons = self.reasons(&request, &layout, &probed);
-        let blocks = self.leasable(&probed, &layout.groups, request.local_tokens, usable);
+        let blocks = self.leasable(&probed, &layout.groups, (request.local_tokens, usable), &readers);
         let tips = ends(&probed, &layout.groups, usable);
         self.note_context(now, (&request.tenant, &request.hints), &tips);
         self.note_call(now, (&request.tenant, &request.hints));
@@ -157,8 +159,9 @@ impl Core {
         let shared = self.shared_prefix(&lease.blocks, reference_group(&layout.groups));
         if let Some(last) = shared {
             self.hot.used(now, self.catalog.get(last).key);
+            self.promote_shared((&lease.blocks, last), &layout.groups, &readers);
         }
-        self.take_lease(id, lease);
+        self.take_lease(id, lease, &readers);
         self.end_call();
         let attachment = self.attachments.get_mut(&request.attachment).ok_or(CoreError::UnknownAttachment)?;
         attachment.leases.insert(request.request_id, id);
@@ -239,7 +242,13 @@ impl Core {
         out
     }
 
-    fn leasable(&self, probed: &[Probed], groups: &[GroupSpec], local: u32, usable: u32) -> Vec<Leased> {
+    fn leasable(
+        &self,
+        probed: &[Probed],
+        groups: &[GroupSpec],
+        (local, usable): (u32, u32),
+        readers: &Readers,
+    ) -> Vec<Leased> {
         let mut out = Vec::new();
         for range in probed {
             let spec = &groups[range.group as usize];
@@ -248,8 +257,8 @@ impl Core {
                 let Some(ids) = range.block(block).filter(|_| !held_by_engine) else { continue };
                 for (shard, id) in ids.iter().enumerate() {
                     let Some(id) = *id else { continue };
-                    let source = self.origin(id);
                     let (group, shard) = (to_u16(range.group), to_u16(to_u32(shard)));
+                    let source = self.origin_for(id, (shard, readers));
                     out.push(Leased { id, group, shard, block, source });
                 }
             }
@@ -269,11 +278,12 @@ impl Core {
         of_group.map(|l| l.id).take_while(is_shared).last()
     }
 
-    fn take_lease(&mut self, id: LeaseId, mut lease: Lease) {
+    fn take_lease(&mut self, id: LeaseId, mut lease: Lease, readers: &Readers) {
         let tick = self.next_tick();
         for leased in &lease.blocks {
             self.lease_entry(leased.id, tick);
-            if self.catalog.get(leased.id).host.is_none() {
+            let on_device = self.readable(leased.id, (leased.shard, readers)).is_some();
+            if self.catalog.get(leased.id).host.is_none() && !on_device {
                 lease.waiting += 1;
                 self.waiters.entry(leased.id).or_default().push(id);
                 self.want_host(leased.id);
@@ -292,7 +302,8 @@ impl Core {
         self.leases.get(&lease).map(|l| l.waiting).ok_or(CoreError::UnknownLease)
     }
 
-    /// The answer as it stands: what is in host memory now. What is still on its way counts as late.
+    /// The answer as it stands: what is in host memory now, or on a device that its readers can read. What is still on its
+    /// way counts as late.
     ///
     /// # Errors
     /// [`CoreError::UnknownLease`].
@@ -301,6 +312,7 @@ impl Core {
         let attachment = self.attached(held.attachment)?;
         let layout = Arc::clone(&attachment.layout);
         let shards = usize::from(layout.shards);
+        let readers = self.readers(attachment.engine);
         // Leased shards are grouped by block, in shard order, and the blocks of a group are consecutive: from a group's
         // first, its others are found by counting.
         let starts: Vec<(usize, u32)> = (0..layout.groups.len())
@@ -317,8 +329,8 @@ impl Core {
             let start = start + block.checked_sub(first)? as usize * shards;
             let run = held.blocks.get(start..start + shards)?;
             let key = (to_u16(to_u32(group)), block);
-            let complete =
-                run.iter().all(|l| (l.group, l.block) == key && self.in_host(l.id) && !denied(l) && !over(l));
+            let here = |l: &Leased| self.in_host(l.id) || self.readable(l.id, (l.shard, &readers)).is_some();
+            let complete = run.iter().all(|l| (l.group, l.block) == key && here(l) && !denied(l) && !over(l));
             complete.then_some(run)
         };
         let end = held.asked.iter().map(|(g, first, n)| (first + n) * layout.groups[usize::from(*g)].block_tokens);
@@ -332,8 +344,9 @@ impl Core {
                 RangeAnswer { found: Vec::with_capacity(*count as usize), frames: Vec::with_capacity(frames) };
             for block in *first..first + count {
                 let run = if needed.contains(&block) { ready(usize::from(*group), block) } else { None };
-                range.found.push(run.and_then(|r| r.iter().map(|l| l.source).max()));
-                range.frames.extend(run.unwrap_or_default().iter().map(|l| self.answer_frame(l)));
+                let first = range.frames.len();
+                range.frames.extend(run.unwrap_or_default().iter().map(|l| self.answer_frame(l, &readers)));
+                range.found.push(range.frames[first..].iter().map(|frame| frame.source).max());
             }
             answer.ranges.push(range);
         }
@@ -363,10 +376,14 @@ impl Core {
         entry.resident(Tier::Host) && !entry.flags.has(Flags::DOOMED)
     }
 
-    fn answer_frame(&self, leased: &Leased) -> AnswerFrame {
+    fn answer_frame(&self, leased: &Leased, readers: &Readers) -> AnswerFrame {
         let entry = self.catalog.get(leased.id);
-        let frame = entry.host.expect("collected shards are in host memory");
-        AnswerFrame { frame, bytes: entry.bytes, checksum: entry.checksum, source: leased.source }
+        let (bytes, checksum) = (entry.bytes, entry.checksum);
+        if let Some(frame) = self.readable(leased.id, (leased.shard, readers)) {
+            return AnswerFrame { frame, bytes, checksum, source: Origin::Tier(Tier::Device) };
+        }
+        let frame = entry.host.expect("collected shards are in host memory, or on a device");
+        AnswerFrame { frame, bytes, checksum, source: leased.source }
     }
 }
 

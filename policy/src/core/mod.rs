@@ -11,6 +11,8 @@ mod claims;
 mod contexts;
 mod control;
 mod costs;
+mod device;
+mod device_room;
 mod export;
 mod forking;
 mod holdings;
@@ -23,6 +25,7 @@ mod moves;
 mod program_page;
 mod programs;
 mod publish;
+mod readers;
 mod remote;
 mod replication;
 mod session;
@@ -36,6 +39,8 @@ mod write;
 
 #[cfg(test)]
 mod cluster_tests;
+#[cfg(test)]
+mod device_tests;
 #[cfg(test)]
 mod marks_tests;
 #[cfg(test)]
@@ -80,6 +85,7 @@ pub use write::{Reservation, ReserveRequest, SealOutcome, SealRequest};
 use self::budget::WriteBudget;
 use self::calls::GuardQueue;
 use self::costs::Costs;
+use self::device::Devices;
 use crate::attachment::{Attachment, AttachmentId};
 use crate::catalog::{BlockId, Catalog, Source};
 use crate::claims::{Claims, ClaimsConfig};
@@ -113,6 +119,8 @@ pub struct CoreConfig {
     pub max_offloads: usize,
     /// Onboards under way at once.
     pub max_onboards: usize,
+    /// Copies to devices under way at once.
+    pub max_device_copies: usize,
     /// How long a lease lives without a heartbeat.
     pub lease_ttl: Duration,
     /// How long a reservation may stay unsealed.
@@ -152,6 +160,7 @@ impl Default for CoreConfig {
             high_watermark_percent: 80,
             max_offloads: 16,
             max_onboards: 32,
+            max_device_copies: 16,
             lease_ttl: Duration::from_secs(30),
             reserve_ttl: Duration::from_secs(60),
             attachment_ttl: Duration::from_secs(15),
@@ -247,6 +256,19 @@ pub enum Action {
         /// Where to.
         into: FrameRef,
     },
+    /// Copy a frame between host memory and a device, whichever way; report with [`Core::moved`].
+    Copy {
+        /// Names the movement.
+        id: MoveId,
+        /// The shard.
+        key: ShardKey,
+        /// What it must be.
+        expect: Expect,
+        /// Where the bytes are.
+        from: FrameRef,
+        /// Where to: one of both lies on a device.
+        into: FrameRef,
+    },
     /// Copy a shard from elsewhere into a host frame; report with [`Core::fetched`].
     Fetch {
         /// Names the movement.
@@ -284,6 +306,8 @@ enum Movement {
     Offload { to: Tier, sequence: u64 },
     Onboard { from: Tier, at: Location, into: FrameRef },
     Fetch { from: Origin, into: FrameRef, started: Instant },
+    ToDevice { into: FrameRef },
+    FromDevice { from: FrameRef, into: FrameRef },
 }
 
 /// Fetches under way.
@@ -379,6 +403,7 @@ pub struct Core {
     failed_upholds: Vec<BlockId>,
     expired_claims: Vec<ClaimName>,
     claim_counts: ClaimCounts,
+    devices: Devices,
     fetching: Fetching,
     members: Members,
     spaces: KnownSpaces,
@@ -447,6 +472,7 @@ impl Core {
             offloads: VecDeque::new(),
             onboards: VecDeque::new(),
             fetches: VecDeque::new(),
+            devices: Devices::default(),
             fetching: Fetching::default(),
             members: Members::default(),
             spaces: KnownSpaces::default(),
@@ -472,9 +498,10 @@ impl Core {
     }
 
     /// Tells the core that a configured tier is not there after all: blocks go to the next one.
-    pub const fn without(&mut self, tier: Tier) {
+    pub fn without(&mut self, tier: Tier) {
         match tier {
-            Tier::Device | Tier::Host => {}
+            Tier::Device => self.devices.pools.iter_mut().for_each(|pool| pool.lost = true),
+            Tier::Host => {}
             Tier::Disk => self.config.disk = false,
             Tier::Object => self.config.object = false,
         }
@@ -544,7 +571,7 @@ impl Core {
         let entry = self.catalog.get(id);
         let bytes = u64::from(entry.bytes);
         match tier {
-            Tier::Device => {}
+            Tier::Device => self.drop_from_device(id),
             Tier::Host => self.drop_host(id),
             Tier::Disk => {
                 if let Some(at) = entry.disk {

@@ -216,8 +216,12 @@ impl Core {
     fn step_shard(&mut self, lease: LeaseId, id: BlockId, to: Tier) -> Stand {
         let entry = self.catalog.get(id);
         if !entry.resident(to) {
-            // Into host memory it comes by being held.
-            let queued = to != Tier::Host && self.queue_offload_to(id, to);
+            let queued = match to {
+                Tier::Device => self.queue_device_copy(id, None),
+                // It comes by being held.
+                Tier::Host => false,
+                Tier::Disk | Tier::Object => self.queue_offload_to(id, to),
+            };
             return if queued { Stand::Queued } else { Stand::Waits };
         }
         self.leave_hold(lease, id);

@@ -46,6 +46,7 @@ impl Core {
         self.pump_upholds();
         self.pump_fetches();
         self.pump_offloads();
+        self.pump_devices();
     }
 
     /// Tells the core that the pool has more room than it said last.
@@ -180,7 +181,7 @@ impl Core {
         while self.onboarding < self.config.max_onboards {
             let Some(&id) = self.onboards.front() else { return };
             let entry = self.catalog.get(id);
-            let from = [Tier::Disk, Tier::Object].into_iter().find(|t| entry.resident(*t));
+            let from = self.onboard_source(id);
             let wanted = (self.waiters.contains_key(&id) || self.lacks(entry)) && !entry.flags.has(Flags::DOOMED);
             let Some(from) = from.filter(|_| wanted && entry.host.is_none()) else {
                 self.onboards.pop_front();
@@ -196,6 +197,9 @@ impl Core {
     }
 
     pub(super) fn start_onboard(&mut self, id: BlockId, from: Tier, into: FrameRef) {
+        if from == Tier::Device {
+            return self.start_staging(id, into);
+        }
         let entry = self.catalog.get(id);
         let key = self.shard_key(entry);
         let expect = kvtier_types::Expect { bytes: u64::from(entry.bytes), checksum: entry.checksum };
@@ -215,6 +219,12 @@ impl Core {
             Movement::Onboard { from, at, into } => {
                 self.fill_frame(block, into, end);
                 self.onboard_moved(block, from, at, end);
+                self.upheld(block, end);
+            }
+            Movement::ToDevice { into } => self.device_copy_ended(block, into, end),
+            Movement::FromDevice { from, into } => {
+                self.fill_frame(block, into, end);
+                self.staged(block, from, end);
                 self.upheld(block, end);
             }
             // Fetches report elsewhere.
@@ -242,12 +252,8 @@ impl Core {
             }
             e.flags.set(flag, false);
         });
-        if end == MoveEnd::Corrupt && self.catalog.try_get(id).is_some() {
-            self.counts.corrupt += 1;
-            let key = self.catalog.get(id).key;
-            self.ghost.insert(&key, MissReason::Corrupt);
-            self.catalog.note_event(id, EventKind::Corrupt, Some(Tier::Host));
-            self.drop_host(id);
+        if end == MoveEnd::Corrupt {
+            self.host_was_corrupt(id);
         }
         if self.catalog.try_get(id).is_some() {
             self.finish_doomed(id);
@@ -285,8 +291,7 @@ impl Core {
         self.onboarding -= 1;
         if matches!(end, MoveEnd::Corrupt | MoveEnd::Gone) {
             self.lose_record(id, from, at, end);
-            let entry = self.catalog.get(id);
-            if [Tier::Disk, Tier::Object].into_iter().any(|t| entry.resident(t)) {
+            if self.onboard_source(id).is_some() {
                 // Another copy may be good; the block keeps its place among those wanted.
                 self.onboards.push_back(id);
                 return;

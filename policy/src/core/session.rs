@@ -40,6 +40,7 @@ impl Core {
             engine,
             since: now,
             seen: now,
+            device_losses: 0,
             leases: BTreeMap::new(),
             spec,
         };

@@ -132,11 +132,19 @@ impl Core {
             match report.result {
                 LoadResult::Loaded => {
                     self.counts.loaded[report.source.index()] += 1;
+                    if report.source == Origin::Tier(Tier::Device) {
+                        self.note_device_load(engine, report.shard, true);
+                    }
                     if let Some(id) = self.catalog.find(&report.key, layout, report.shard) {
                         self.note_read(id);
                     }
                 }
-                LoadResult::Lost => self.counts.lost += 1,
+                LoadResult::Lost => {
+                    self.counts.lost += 1;
+                    if report.source == Origin::Tier(Tier::Device) {
+                        self.note_device_load(engine, report.shard, false);
+                    }
+                }
                 LoadResult::Corrupt => {
                     self.counts.corrupt += 1;
                     self.quarantine(report, layout);
@@ -147,8 +155,8 @@ impl Core {
         Ok(())
     }
 
-    /// Drops the host copy a reader found damaged, unless its frame was reused since. Lower copies are verified when
-    /// they are read, so they may stay.
+    /// Drops the copy a reader found damaged, in host memory or on a device, unless its frame was reused since. Lower copies
+    /// are verified when they are read, so they may stay.
     fn quarantine(&mut self, report: &LoadReport, layout: u16) {
         let Some(id) = self.catalog.find(&report.key, layout, report.shard) else { return };
         let same_frame = self.catalog.get(id).host.is_some_and(|f| f.generation == report.generation);
@@ -158,6 +166,13 @@ impl Core {
             let former = self.catalog.events.because("corrupt");
             self.drop_host(id);
             self.catalog.events.because(former);
+        }
+        // What host memory lost may have been the block's last copy.
+        if self.catalog.try_get(id).is_none_or(|e| e.key != report.key) {
+            return;
+        }
+        if let Some(frame) = self.catalog.device_frame(id).filter(|f| f.generation == report.generation) {
+            self.lose_device_copy(id, frame, true);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::ledger::MissReason;
 pub(super) const BLOCK: u64 = 4096;
 pub(super) const NOW: Instant = Instant::ZERO;
 
-fn layout(shards: u16, groups: Vec<GroupSpec>) -> Layout {
+pub(super) fn layout(shards: u16, groups: Vec<GroupSpec>) -> Layout {
     Layout {
         attention_backend: "CPU".into(),
         isa: String::new(),
@@ -28,11 +28,11 @@ fn layout(shards: u16, groups: Vec<GroupSpec>) -> Layout {
     }
 }
 
-fn full() -> Vec<GroupSpec> {
+pub(super) fn full() -> Vec<GroupSpec> {
     vec![GroupSpec { kind: GroupKind::Full, block_tokens: 16, layers: vec!["l".into()] }]
 }
 
-fn spec(layout: Layout) -> AttachSpec {
+pub(super) fn spec(layout: Layout) -> AttachSpec {
     let namespace = Namespace {
         model: "m".into(),
         weights_digest: "w".into(),
@@ -44,7 +44,16 @@ fn spec(layout: Layout) -> AttachSpec {
         hash_block_tokens: 16,
         revision: String::new(),
     };
-    AttachSpec { engine: "e".into(), role: Role::Scheduler, rank: 0, pid: 1, namespace, layout }
+    AttachSpec {
+        engine: "e".into(),
+        role: Role::Scheduler,
+        rank: 0,
+        shard: 0,
+        devices: Vec::new(),
+        pid: 1,
+        namespace,
+        layout,
+    }
 }
 
 pub(super) fn key(n: u8) -> BlockKey {
