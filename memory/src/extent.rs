@@ -17,7 +17,8 @@ use rustix::io::Errno;
 use self::populated::Populated;
 use crate::generations::{GenerationTable, MappedGenerations, check_descriptor, reopen, sealed_memfd};
 use crate::mapping::Mapping;
-use crate::{MemoryError, PAGE_BYTES, size};
+use crate::slab::Slots;
+use crate::{MemoryError, NO_GENERATION, PAGE_BYTES, size};
 
 mod populated;
 
@@ -137,6 +138,20 @@ impl Extent {
         let extent = reopen(&self.fd, if writable { OFlags::RDWR } else { OFlags::RDONLY })?;
         let generations = self.table.descriptor()?;
         Ok(ExtentFds { extent, generations })
+    }
+}
+
+impl Slots for Extent {
+    fn bytes(&self) -> u64 {
+        self.len()
+    }
+
+    fn granted(&self, offset: u64, generation: u64) {
+        self.set_generation(offset, generation);
+    }
+
+    fn revoked(&self, offset: u64) {
+        self.set_generation(offset, NO_GENERATION);
     }
 }
 

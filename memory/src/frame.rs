@@ -8,7 +8,6 @@
 //! *Lock order*: one mutex, a leaf; creating, prefaulting and unmapping extents happen outside of it.
 
 mod pin;
-mod slab;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,9 +16,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 pub use pin::FramePin;
-use slab::{Slab, slot_bytes};
 
+use crate::slab::{Slab, slot_bytes};
 use crate::{Extent, MemoryError, PAGE_BYTES, PageKind};
+
+/// Numbers that extents of host memory may have: those with the upper bit are devices' ([`kvtier_types::DeviceNumber`]).
+const MAX_EXTENTS: u32 = 1 << 31;
 
 /// Name of a granted frame. A copy is not a guard: the frame may be gone, and then no operation takes the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,7 +130,7 @@ impl fmt::Debug for Shared {
 
 #[derive(Debug)]
 struct State {
-    slab: Slab,
+    slab: Slab<Extent>,
     /// Bytes of the extent that is being created outside the lock.
     growing_bytes: u64,
     /// Longest slot that an extent is wanted for, never longer than the next extent; 0 if none is.
@@ -152,7 +154,7 @@ impl Arena {
             let rule = "must not exceed capacity_bytes";
             return Err(MemoryError::BadSize { what: "extent_bytes", bytes: config.extent_bytes, rule });
         }
-        let slab = Slab::new(config.first_generation);
+        let slab = Slab::new(config.first_generation, 0..MAX_EXTENTS);
         let state = State { slab, growing_bytes: 0, wanted_slot: PAGE_BYTES, stuck: false };
         Ok(Self { shared: Arc::new(Shared { config, state: Mutex::new(state) }) })
     }
@@ -195,15 +197,13 @@ impl Arena {
     /// Whether the frame is still granted.
     #[must_use]
     pub fn contains(&self, frame: FrameId) -> bool {
-        let state = self.shared.state.lock();
-        let slot = state.slab.extents.get(&frame.extent).and_then(|carved| carved.taken.get(&frame.offset));
-        slot.is_some_and(|slot| slot.frame == frame && !slot.doomed)
+        self.shared.state.lock().slab.contains(frame)
     }
 
     /// The extent with this id.
     #[must_use]
     pub fn extent(&self, id: u32) -> Option<Arc<Extent>> {
-        self.shared.state.lock().slab.extents.get(&id).map(|carved| Arc::clone(&carved.extent))
+        self.shared.state.lock().slab.extent(id).cloned()
     }
 
     /// Whether [`Arena::grow`] has something to do.

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use super::slab::Pinned;
 use super::{FrameId, Shared};
 use crate::buffer::Span;
+use crate::slab::Pinned;
 use crate::{Extent, size};
 
 /// A pinned frame: plain memory of [`FramePin::len`] bytes, 4 KiB-aligned, in a slot of [`FramePin::capacity`] bytes.
@@ -23,7 +23,7 @@ pub struct FramePin {
 }
 
 impl FramePin {
-    pub(super) fn new(shared: Arc<Shared>, pinned: Pinned, frame: FrameId) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, pinned: Pinned<Extent>, frame: FrameId) -> Self {
         let base = pinned.extent.range(frame.offset, pinned.slot_bytes).expect("slots lie inside of their extent");
         let span = Span::of_slot(base, size(frame.bytes), size(pinned.slot_bytes));
         Self { shared, extent: pinned.extent, frame, span }
