@@ -49,8 +49,8 @@ pub(crate) async fn to_tier(client: &mut Client, args: &MoveArgs) -> Result<Repo
 /// What resolving targets and asking the daemon can fail with.
 pub(crate) async fn prefetch(client: &mut Client, args: &PrefetchArgs) -> Result<Report, CliError> {
     let targets = named(client, &args.targets).await?.targets();
-    let deadline_ms = millis_32(args.deadline);
-    let reply = client.prefetch(v1::PrefetchRequest { targets: targets.clone(), deadline_ms }).await?;
+    let (deadline_ms, to) = (millis_32(args.deadline), v1::Tier::from(args.to).into());
+    let reply = client.prefetch(v1::PrefetchRequest { targets: targets.clone(), deadline_ms, to }).await?;
     end(client, &reply, Asked { targets: &targets, dry_run: false, end: args.end }).await
 }
 

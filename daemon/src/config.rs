@@ -3,6 +3,7 @@
 mod claims;
 pub mod cluster;
 mod derived;
+mod device;
 mod eviction;
 mod programs;
 pub mod rules;
@@ -21,6 +22,7 @@ use crate::hints::Trust;
 use crate::units::{ByteSize, Span};
 pub use claims::Claims;
 pub use cluster::{Cluster, Transport};
+pub use device::Device;
 pub use eviction::Eviction;
 pub use programs::Programs;
 pub use rules::Rules;
@@ -38,6 +40,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Addresses beside the Unix sockets.
     pub listen: Listen,
+    /// Device memory.
+    pub device: Device,
     /// Host memory.
     pub host: Host,
     /// The disk tier.
@@ -192,6 +196,7 @@ impl Default for Config {
             run_dir: default_run_dir(),
             data_dir: default_data_dir(),
             listen: Listen::default(),
+            device: Device::default(),
             host: Host::default(),
             disk: Disk::default(),
             object: Object::default(),
@@ -356,6 +361,7 @@ impl Config {
         self.eager()?;
         self.write_behind()?;
         self.check_cluster()?;
+        self.check_device()?;
         self.check_claims()?;
         self.check_programs()?;
         self.socket_mode()?;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvtier_memory::fdpass::{FdStatus, Grant, Request, Served, serve_one};
+use kvtier_types::DeviceNumber;
 
 use crate::node::Node;
 
@@ -62,6 +63,14 @@ fn serve_connection(node: &Arc<Node>, stream: &UnixStream) {
 
 fn decide(node: &Arc<Node>, request: &Request) -> Result<Grant, FdStatus> {
     let attachment = node.attachment(&request.attachment).ok_or(FdStatus::UnknownAttachment)?;
+    if let Some(device) = DeviceNumber::of_extent(request.extent) {
+        let reads = node.read_core(|core| core.reads_device(attachment, device));
+        // What the daemon filled is nobody else's to write.
+        if request.access == kvtier_memory::fdpass::Access::Writable || !reads {
+            return Err(FdStatus::Denied);
+        }
+        return node.devices.grant(device, request.extent);
+    }
     let writable = request.access == kvtier_memory::fdpass::Access::Writable;
     if writable && !node.read_core(|core| core.reserves_in(attachment, request.extent)) {
         return Err(FdStatus::Denied);

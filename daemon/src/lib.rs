@@ -13,6 +13,7 @@ mod claims;
 pub mod cluster;
 pub mod config;
 pub mod descriptors;
+mod device;
 pub mod directory;
 mod graphs;
 mod guard;

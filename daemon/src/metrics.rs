@@ -190,8 +190,11 @@ fn core_gauges(page: &mut Page, core: &Core) {
         "Engine processes attached.",
         [("", "", core.attachments().len() as u64)],
     );
-    let pending =
-        [("direction", "down", core.pending_offloads() as u64), ("direction", "up", core.pending_onboards() as u64)];
+    let pending = [
+        ("direction", "down", core.pending_offloads() as u64),
+        ("direction", "up", core.pending_onboards() as u64),
+        ("direction", "device", core.pending_device_copies() as u64),
+    ];
     page.family("kvtier_movements_pending", "gauge", "Movements queued or under way.", pending);
 }
 
@@ -326,7 +329,22 @@ fn memory(page: &mut Page, node: &Node) {
         ("kind", "used", stats.used_bytes),
     ];
     page.family("kvtier_host_bytes", "gauge", "Host memory for blocks.", rows);
+    devices(page, node);
     page.family("kvtier_host_pinned_frames", "gauge", "Frames under I/O.", [("", "", stats.pinned_frames)]);
+}
+
+fn devices(page: &mut Page, node: &Node) {
+    let stats: Vec<_> = node.devices.gpus().iter().map(|gpu| (gpu.number.index().to_string(), gpu)).collect();
+    let rows = stats.iter().flat_map(|(number, gpu)| {
+        let stats = gpu.pool.stats();
+        let kinds =
+            [("capacity", stats.capacity_bytes), ("resident", stats.resident_bytes), ("used", stats.used_bytes)];
+        kinds.map(|(kind, bytes)| ((number.as_str(), kind), bytes))
+    });
+    let help = "Memory of devices for blocks.";
+    page.pairs(("kvtier_device_bytes", "gauge", help), ("device", "kind"), rows);
+    let lost = stats.iter().map(|(number, gpu)| ("device", number.as_str(), u64::from(gpu.is_lost())));
+    page.family("kvtier_device_lost", "gauge", "1 for a device that is gone, or this process's access to it.", lost);
 }
 
 fn hints(page: &mut Page, node: &Node) {

@@ -1,6 +1,6 @@
-//! Carries out the core's actions: bytes between host frames and the stores below.
+//! Carries out the core's actions: bytes between host frames and the stores below, or devices.
 //!
-//! *Bounds*: the core has at most `max_offloads` and `max_onboards` movements under way; each is one task here.
+//! *Bounds*: the core has at most `max_offloads`, `max_onboards` and `max_device_copies` movements under way; each is one task here.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use kvtier_types::{Expect, Location, RecordMeta, ShardKey, Tier};
 use tokio::time::timeout;
 
 use crate::cluster::Fetch;
+use crate::device::{self, Copy};
 use crate::node::Node;
 use crate::pool::frame_id;
 use crate::reclaim;
@@ -53,6 +54,11 @@ fn execute(node: &Arc<Node>, action: Action) {
         Action::Offload { id, to, meta, frame } => {
             let task = offload(Arc::clone(node), to, meta, frame);
             report(node, id, None, task);
+        }
+        Action::Copy { id, key, expect, from, into } => {
+            let copy = Copy { key, expect, from, into };
+            let reload = copy.is_upward().then_some((Tier::Device, expect.bytes));
+            report(node, id, reload, device::copy(Arc::clone(node), copy));
         }
         Action::Onboard { id, key, from, at, expect, into } => {
             let task = onboard(Arc::clone(node), Source { key, from, at, expect }, into);

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::ahead::Ahead;
 use crate::cluster::Cluster;
 use crate::config::{Config, Tenancy};
+use crate::device::DeviceTier;
 use crate::graphs;
 use crate::hints::Hints;
 use crate::operations::Operations;
@@ -85,6 +86,8 @@ pub struct Node {
     pub config: Config,
     /// Host memory.
     pub arena: Arena,
+    /// The device tier.
+    pub(crate) devices: DeviceTier,
     /// The stores below it.
     pub stores: Stores,
     /// What must survive restarts.
@@ -165,6 +168,8 @@ pub struct Parts {
     pub config: Config,
     /// Host memory.
     pub arena: Arena,
+    /// The device tier.
+    pub(crate) devices: DeviceTier,
     /// The stores below it.
     pub stores: Stores,
     /// What must survive restarts.
@@ -198,6 +203,7 @@ impl Node {
             hints: Hints::new(&parts.config.hints),
             config: parts.config,
             arena: parts.arena,
+            devices: parts.devices,
             stores: parts.stores,
             journal: parts.journal,
             incarnation: parts.incarnation,

@@ -14,6 +14,7 @@ use kvtier_types::{BlockKey, Instant, Location, RecordMeta, ShardKey, Tier};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::device;
 use crate::node::{Node, Parts, Stores};
 use crate::pool::{ArenaPool, slot_bytes};
 use crate::programs::Former;
@@ -30,6 +31,11 @@ pub type Tombstones = BTreeMap<ShardKey, u64>;
 /// # Errors
 /// When directories, the journal or memory cannot be had.
 pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
+    open_with(config, Box::new(device::open_all)).await
+}
+
+/// As [`open`], with devices opened so.
+pub(crate) async fn open_with(config: Config, opener: device::Opener) -> anyhow::Result<Arc<Node>> {
     let origin = std::time::Instant::now();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot create data_dir {}", config.data_dir.display()))?;
@@ -39,13 +45,16 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     let incarnation = state.incarnation + 1;
     journal.append(&[Entry::Incarnation(incarnation)]).context("cannot write the journal")?;
 
+    let first = first_generation(incarnation)?;
     let arena = Arena::new(ArenaConfig {
         capacity_bytes: config.host.capacity.0,
         extent_bytes: config.host.extent.0,
         page_kind: config.page_kind()?,
-        first_generation: first_generation(incarnation)?,
+        first_generation: first,
     })?;
-    let mut core = Core::new(config.core_config()?, Box::new(ArenaPool(arena.clone())), slot_bytes);
+    let devices = device::open(&config, first, opener).await?;
+    let core = Core::new(config.core_config()?, Box::new(ArenaPool(arena.clone())), slot_bytes);
+    let mut core = core.with_devices(devices.pools());
     let former = Former::of(&mut state, &mut core);
     // Before the tiers: what they bring in is kept from the start.
     let now = Instant::from_nanos(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
@@ -86,7 +95,8 @@ pub async fn open(config: Config) -> anyhow::Result<Arc<Node>> {
     let tenancy = config.tenancy()?;
     let declared = state.graphs;
     let cluster = Some(cluster);
-    let parts = Parts { config, arena, stores, journal, core, incarnation, notes, rules, origin, cluster, tenancy };
+    let parts =
+        Parts { config, arena, devices, stores, journal, core, incarnation, notes, rules, origin, cluster, tenancy };
     let node = Node::new(parts);
     node.graphs.restore(node.now(), declared);
     // What recovery decided to forget.
@@ -240,5 +250,7 @@ fn first_generation(incarnation: u64) -> anyhow::Result<u64> {
     let mut random = [0; 4];
     let filled = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     anyhow::ensure!(filled == random.len(), "the kernel gave too few random bytes");
-    Ok((u64::from(u32::from_le_bytes(random)) << 32) | (incarnation & 0xff) << 24 | 1)
+    // The upper bit is that of devices' frames.
+    let random = u64::from(u32::from_le_bytes(random) >> 1);
+    Ok((random << 32) | (incarnation & 0xff) << 24 | 1)
 }

@@ -21,7 +21,7 @@ use tonic::transport::server::Router;
 
 use crate::node::Node;
 use crate::services::{AdminService, EngineService, KvCacheService, PeerService, ProgramsService};
-use crate::{claims, cluster, descriptors, marks, metrics};
+use crate::{claims, cluster, descriptors, device, marks, metrics};
 
 /// How often what has outlived its time is looked for.
 const EXPIRE_EVERY: Duration = Duration::from_millis(500);
@@ -46,6 +46,7 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
     }
     let growing = start_growth(&node)?;
     start_expiry(&node);
+    device::start(&node);
     node.tasks.spawn(crate::programs::run(Arc::clone(&node)));
     node.tasks.spawn(crate::graphs::run(Arc::clone(&node)));
     node.tasks.spawn(crate::guard::run(Arc::clone(&node)));

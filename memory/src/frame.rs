@@ -206,6 +206,13 @@ impl Arena {
         self.shared.state.lock().slab.extent(id).cloned()
     }
 
+    /// The extents with their numbers, oldest first.
+    #[must_use]
+    pub fn extents(&self) -> Vec<(u32, Arc<Extent>)> {
+        let state = self.shared.state.lock();
+        state.slab.extents().map(|(id, carved)| (id, Arc::clone(&carved.extent))).collect()
+    }
+
     /// Whether [`Arena::grow`] has something to do.
     #[must_use]
     pub fn needs_growth(&self) -> bool {

@@ -348,13 +348,13 @@ impl<E: Slots> Slab<E> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 
     /// Memory of which only the last word about it is kept.
     #[derive(Debug)]
-    struct Paper(u64, Cell<u64>);
+    struct Paper(u64, AtomicU64);
 
     impl Slots for Paper {
         fn bytes(&self) -> u64 {
@@ -362,29 +362,29 @@ mod tests {
         }
 
         fn granted(&self, _offset: u64, generation: u64) {
-            self.1.set(generation);
+            self.1.store(generation, Ordering::Relaxed);
         }
 
         fn revoked(&self, _offset: u64) {
-            self.1.set(0);
+            self.1.store(0, Ordering::Relaxed);
         }
     }
 
     fn slab(extents: u64) -> Slab<Paper> {
         let mut slab = Slab::new(7, 1 << 31..(1 << 31) + 3);
-        (0..extents).for_each(|_| assert!(slab.add(Arc::new(Paper(2 * PAGE_BYTES, Cell::new(0)))).is_some()));
+        (0..extents).for_each(|_| assert!(slab.add(Arc::new(Paper(2 * PAGE_BYTES, AtomicU64::new(0)))).is_some()));
         slab
     }
 
     #[test]
     fn numbers_and_generations_are_the_owners_choice() {
         let mut slab = slab(3);
-        assert_eq!(slab.add(Arc::new(Paper(PAGE_BYTES, Cell::new(0)))), None, "numbers ran out");
+        assert_eq!(slab.add(Arc::new(Paper(PAGE_BYTES, AtomicU64::new(0)))), None, "numbers ran out");
         let frame = slab.take(100, PAGE_BYTES).unwrap();
         assert_eq!((frame.extent, frame.generation), (1 << 31, 7));
-        assert_eq!(slab.extent(frame.extent).unwrap().1.get(), 7);
+        assert_eq!(slab.extent(frame.extent).unwrap().1.load(Ordering::Relaxed), 7);
         assert!(slab.contains(frame) && slab.free(frame) && !slab.contains(frame));
-        assert_eq!(slab.extent(frame.extent).unwrap().1.get(), 0);
+        assert_eq!(slab.extent(frame.extent).unwrap().1.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -409,7 +409,7 @@ mod tests {
         slab.retire(third.extent, true);
         slab.retire(third.extent, false);
         assert_eq!(slab.take(100, PAGE_BYTES).unwrap().extent, third.extent);
-        assert!(slab.add(Arc::new(Paper(PAGE_BYTES, Cell::new(0)))).is_some());
+        assert!(slab.add(Arc::new(Paper(PAGE_BYTES, AtomicU64::new(0)))).is_some());
         let [last] = [slab.extents().last().unwrap().0];
         slab.retire(last, true);
         assert_eq!(slab.take_retired().len(), 1);

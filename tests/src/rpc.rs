@@ -162,7 +162,7 @@ impl Control {
     /// # Errors
     /// The calls'.
     pub fn prefetch(&self, targets: Vec<v1::Target>, deadline_ms: u32) -> Result<Worked, Status> {
-        let request = v1::PrefetchRequest { targets, deadline_ms };
+        let request = v1::PrefetchRequest { targets, deadline_ms, ..Default::default() };
         self.work(async |mut client| client.prefetch(request).await)
     }
 

@@ -36,13 +36,15 @@ pub struct Shape {
     pub slots: u32,
     /// Longest wait of a session for one call.
     pub call_timeout_ms: u32,
+    /// Whether workers' memory lies on the twin of a device.
+    pub on_device: bool,
 }
 
 impl Default for Shape {
     /// One full-attention group of 64 KiB blocks in four layers, one shard.
     fn default() -> Self {
         let full = Group { kind: "full", window_tokens: 0, block_tokens: 16, layers: 4, block_bytes: 64 << 10 };
-        Self { groups: vec![full], shards: 1, model: "tiny".into(), slots: 64, call_timeout_ms: 2000 }
+        Self { groups: vec![full], shards: 1, model: "tiny".into(), slots: 64, call_timeout_ms: 2000, on_device: false }
     }
 }
 
@@ -55,6 +57,12 @@ impl Shape {
             Group { kind: "sliding_window", window_tokens: 64, block_tokens: 32, layers: 2, block_bytes: 24 << 10 };
         this.groups.push(window);
         this
+    }
+
+    /// As the default, with memory on the twin of a device.
+    #[must_use]
+    pub fn on_device() -> Self {
+        Self { on_device: true, ..Self::default() }
     }
 
     /// As the default, with as many shards.
@@ -79,7 +87,7 @@ impl Shape {
             json!({"kind": g.kind, "window_tokens": g.window_tokens, "block_tokens": g.block_tokens, "layers": layers})
         };
         let bytes: Vec<u64> = self.groups.iter().map(|g| g.block_bytes).collect();
-        json!({
+        let mut spec = json!({
             "socket": socket, "engine_id": engine_id, "role": role, "rank": shard, "shard": shard,
             "namespace": {
                 "model": self.model, "weights_digest": "test:00", "kv_dtype": "bfloat16", "quantization": "",
@@ -93,7 +101,11 @@ impl Shape {
                 "block_bytes": bytes
             },
             "call_timeout_ms": self.call_timeout_ms, "copy_threads": 2, "max_inflight": 64
-        })
+        });
+        if self.on_device && role == "worker" {
+            spec["device"] = json!({"backend": "twin"});
+        }
+        spec
     }
 
     /// The checked spec.

@@ -5,6 +5,7 @@ mod ahead;
 mod claims;
 mod cluster;
 mod corruption;
+mod device;
 mod directory;
 mod disk;
 mod everywhere;

@@ -75,7 +75,7 @@ fn what_cannot_be_moved_is_told_at_once() {
     let control = daemon.control();
     let device = control.move_to(&keys, Tier::Device).unwrap();
     assert_eq!(device.outcomes, [Outcome::Unsupported; 20]);
-    assert!(device.operation.is_none() && device.reasons[0].reason.contains("device memory"));
+    assert!(device.operation.is_none() && device.reasons[0].reason.contains("device.memory"));
     let absent = control.move_to(&keys, Tier::Object).unwrap();
     assert_eq!(absent.outcomes, [Outcome::Unsupported; 20]);
     assert!(absent.reasons[0].reason.contains("disabled in the configuration"));
@@ -362,7 +362,7 @@ fn operations_are_given_up_by_verb_and_by_deadline() {
     let unknown = || vec![block_targets([&BlockKey::new([9; 32])])];
     let expired = a.control().prefetch(unknown(), 300).unwrap().operation.unwrap();
     assert_eq!(expired.state(), OperationState::Expired);
-    let request = v1::PrefetchRequest { targets: unknown(), deadline_ms: 60_000 };
+    let request = v1::PrefetchRequest { targets: unknown(), deadline_ms: 60_000, ..Default::default() };
     let reply = a.control().kv(async |mut client| client.prefetch(request).await).unwrap();
     assert_eq!(reply.outcomes[0].outcome(), Outcome::Accepted);
     let id = v1::OperationRequest { operation_id: reply.operation_id, wait_ms: 0 };

@@ -69,6 +69,9 @@ pub struct PrefetchArgs {
     /// Which blocks.
     #[command(flatten)]
     pub targets: TargetArgs,
+    /// Where to: host or device.
+    #[arg(long, value_name = "TIER", default_value = "host")]
+    pub to: Tier,
     /// When it is given up.
     #[arg(long, value_name = "SPAN", value_parser = parse_duration, default_value = "30s")]
     pub deadline: Duration,

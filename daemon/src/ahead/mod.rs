@@ -261,7 +261,7 @@ fn bring(node: &Arc<Node>, number: u64, name: &HolderName) {
     let running = Running(Arc::clone(node));
     let begun = Operations::begin(node, terms, |operation| async move {
         let _running = running;
-        operations::prefetch(Arc::clone(&of_work), operation, goals, caller).await;
+        operations::prefetch(Arc::clone(&of_work), operation, goals, (caller, Tier::Host)).await;
         let inner = &mut *of_work.ahead.inner.lock();
         inner.proactive.arrived(number);
         let rate = bytes as f64 / began.elapsed().as_secs_f64().max(1e-3);

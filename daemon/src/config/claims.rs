@@ -75,6 +75,7 @@ impl Config {
             owner_bytes: share(bytes, self.claims.owner_share_percent),
         };
         let mut budgets = [TierBudget::default(); Tier::ALL.len()];
+        budgets[Tier::Device.index()] = budget(self.device.memory.0);
         budgets[Tier::Host.index()] = budget(self.host.capacity.0);
         if self.disk.enabled {
             budgets[Tier::Disk.index()] = budget(self.disk.capacity.0);

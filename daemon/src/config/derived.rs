@@ -56,6 +56,7 @@ impl Config {
             high_watermark_percent: self.offload.high_watermark_percent,
             max_offloads: self.offload.max_in_flight,
             max_onboards: self.offload.max_onboards_in_flight,
+            max_device_copies: self.offload.max_in_flight,
             lease_ttl: self.limits.lease_ttl.0,
             reserve_ttl: self.limits.reserve_ttl.0,
             attachment_ttl: self.limits.attachment_ttl.0,

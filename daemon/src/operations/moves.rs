@@ -27,7 +27,7 @@ pub(crate) async fn move_blocks(node: Arc<Node>, operation: Arc<Operation>, goal
     }
 }
 
-async fn fly(job: &Job, mut left: Vec<Goal>, to: Tier) {
+pub(super) async fn fly(job: &Job, mut left: Vec<Goal>, to: Tier) {
     let node = &job.node;
     let held = node.with_core(|core, now| core.hold_blocks(now, &Job::keys(&left), Some(to)));
     let held = match held {

@@ -280,8 +280,15 @@ fn tier_status(node: &Arc<Node>, core: &Core, tier: Tier) -> v1::TierStatus {
     };
     match tier {
         Tier::Device => {
-            status.state = "absent".into();
-            status.detail = "this build has no device tier".into();
+            let stats = node.devices.stats();
+            status.capacity_bytes = stats.capacity_bytes;
+            status.used_bytes = stats.used_bytes;
+            status.pending_writes = core.pending_device_copies() as u64;
+            let absent = node.devices.why_absent();
+            if absent.is_some() {
+                status.state = "absent".into();
+            }
+            status.detail = absent.unwrap_or_else(|| node.devices.describe());
         }
         Tier::Host => {
             let stats = node.arena.stats();

@@ -11,7 +11,7 @@ use kvtier_policy::{
     LookupRange, LookupRequest, ReleaseReport, Reservation, ReserveRequest, Role, SealOutcome, SealRequest,
 };
 use kvtier_proto::{PROTOCOL_VERSION, convert, v1};
-use kvtier_types::{Namespace, Origin, TenantId};
+use kvtier_types::{DeviceId, DeviceNumber, Namespace, Origin, TenantId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::Stream;
@@ -72,7 +72,7 @@ impl v1::engine_server::Engine for EngineService {
         if node.is_draining() {
             return Err(Status::unavailable("the daemon is stopping; attach again later"));
         }
-        let spec = attach_spec(&message)?;
+        let spec = attach_spec(node, &message)?;
         let (model, layout) = (spec.namespace.model.clone(), spec.layout.clone());
         let id = node.with_core(|core, now| core.attach(now, spec)).map_err(|e| core_status(&e))?;
         let opened = node.open_door(id, tenant);
@@ -269,7 +269,7 @@ fn millis(span: Duration) -> u32 {
     u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
 }
 
-fn attach_spec(message: &v1::AttachRequest) -> Result<AttachSpec, Status> {
+fn attach_spec(node: &Node, message: &v1::AttachRequest) -> Result<AttachSpec, Status> {
     if message.protocol_version != PROTOCOL_VERSION {
         return Err(Status::failed_precondition(format!(
             "protocol version {} cannot talk to this daemon's {PROTOCOL_VERSION}: install the same kvtier release on both sides",
@@ -293,7 +293,22 @@ fn attach_spec(message: &v1::AttachRequest) -> Result<AttachSpec, Status> {
     if message.shard >= u32::from(layout.shards) {
         return Err(Status::invalid_argument(format!("shard {} of {}", message.shard, layout.shards)));
     }
-    Ok(AttachSpec { engine: engine.to_owned(), role, rank: message.rank, pid: message.pid, namespace, layout })
+    let (shard, devices) = (shard(message.shard)?, devices(node, &message.devices)?);
+    let (engine, rank, pid) = (engine.to_owned(), message.rank, message.pid);
+    Ok(AttachSpec { engine, role, rank, shard, devices, pid, namespace, layout })
+}
+
+/// Those of a process's devices that have a pool here, in its order.
+fn devices(node: &Node, ids: &[prost::bytes::Bytes]) -> Result<Vec<DeviceNumber>, Status> {
+    if ids.len() > DeviceNumber::MAX {
+        return Err(Status::invalid_argument(format!("{} devices: at most {}", ids.len(), DeviceNumber::MAX)));
+    }
+    let mut known = Vec::new();
+    for id in ids {
+        let bytes: [u8; 16] = id[..].try_into().map_err(|_| Status::invalid_argument("a device's id has 16 bytes"))?;
+        known.extend(node.devices.number_of(&DeviceId::new(bytes)));
+    }
+    Ok(known)
 }
 
 fn lookup_range(range: &v1::BlockRange) -> Result<LookupRange, Status> {

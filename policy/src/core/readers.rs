@@ -3,7 +3,7 @@
 use kvtier_types::{DeviceNumber, Origin, Tier};
 
 use super::Core;
-use crate::attachment::{Attachment, Role};
+use crate::attachment::{Attachment, AttachmentId, Role};
 use crate::catalog::{BlockId, device_of};
 use crate::entry::Flags;
 use crate::frame::FrameRef;
@@ -60,6 +60,12 @@ impl Core {
             of.first = of.first.or(first);
         }
         readers
+    }
+
+    /// Whether an attachment's process may have a device's memory to read.
+    #[must_use]
+    pub fn reads_device(&self, id: AttachmentId, device: DeviceNumber) -> bool {
+        self.attachments.get(&id).is_some_and(|a| a.spec.devices.contains(&device)) && self.devices.is_live(device)
     }
 
     /// The devices that a worker reads.

@@ -51,7 +51,9 @@ const TARGET_KINDS: [&str; 4] = ["blocks", "session", "program", "tokens"];
 pub(super) fn capabilities(node: &Arc<Node>) -> v1::CapabilitiesReply {
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
     let below = [Tier::Disk, Tier::Object].into_iter().filter(|t| node.stores.get(*t).is_some());
-    let tiers = std::iter::once(Tier::Host).chain(below).map(|t| v1::Tier::from(t).into()).collect();
+    let device = node.devices.why_absent().is_none().then_some(Tier::Device);
+    let tiers =
+        device.into_iter().chain(std::iter::once(Tier::Host)).chain(below).map(|t| v1::Tier::from(t).into()).collect();
     let semantic = SemanticType::ALL.iter().filter(|t| **t != SemanticType::Unspecified);
     let budgets = &node.config.claims;
     let limits = [

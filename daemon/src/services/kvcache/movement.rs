@@ -71,6 +71,11 @@ fn reply(resolved: &[Resolved], plans: Vec<Plan>, operation: Option<&Operation>)
 /// Why a block is copied nowhere else.
 pub(super) const STAYS_HERE: &str = "tainted NoReplicate: no other node may have it";
 
+/// Why nothing can be on a device, if that is so.
+fn no_device(node: &Node) -> Option<String> {
+    node.devices.why_absent().map(|why| format!("there is no device tier here: {why}"))
+}
+
 /// Moves blocks so that their fastest copy lies in a tier.
 pub(super) fn move_to(
     node: &Arc<Node>,
@@ -78,13 +83,11 @@ pub(super) fn move_to(
     message: &v1::MoveRequest,
 ) -> Result<v1::OperationReply, Status> {
     let to = convert::tier("to", message.to).map_err(wire_status)?;
-    let to = to.ok_or_else(|| Status::invalid_argument("field to is missing: host, disk or object"))?;
+    let to = to.ok_or_else(|| Status::invalid_argument("field to is missing: device, host, disk or object"))?;
     let resolved = targets::resolve(node, caller, &message.targets)?;
     let keys: Vec<BlockKey> = resolved.iter().flat_map(Resolved::keys).copied().collect();
     let unsupported = match to {
-        Tier::Device => {
-            Some("the daemon holds no blocks in device memory: engines load them from host memory".to_owned())
-        }
+        Tier::Device => no_device(node),
         Tier::Host => None,
         Tier::Disk | Tier::Object if node.stores.get(to).is_some() => None,
         Tier::Disk | Tier::Object => {
@@ -110,7 +113,7 @@ pub(super) fn move_to(
     Ok(reply(&resolved, plans, Some(&operation)))
 }
 
-/// Brings blocks into host memory.
+/// Brings blocks into host memory, or onto a device.
 pub(super) fn prefetch(
     node: &Arc<Node>,
     caller: &Caller,
@@ -118,10 +121,22 @@ pub(super) fn prefetch(
 ) -> Result<v1::OperationReply, Status> {
     let resolved = targets::resolve(node, caller, &message.targets)?;
     let keys: Vec<BlockKey> = resolved.iter().flat_map(Resolved::keys).copied().collect();
+    let to = convert::tier("to", message.to).map_err(wire_status)?.unwrap_or(Tier::Host);
+    let unsupported = match to {
+        Tier::Host => None,
+        Tier::Device => no_device(node),
+        Tier::Disk | Tier::Object => {
+            return Err(Status::invalid_argument("prefetched is what is brought to host or device: move it down"));
+        }
+    };
+    if let Some(reason) = unsupported {
+        let plans = keys.iter().map(|_| (Outcome::Unsupported, reason.clone())).collect();
+        return Ok(reply(&resolved, plans, None));
+    }
     let plans = plan_all(&keys, |keys| {
-        let plan = |key: &BlockKey| node.read_core(|core| core.lies_in(key, Tier::Host));
+        let plan = |key: &BlockKey| node.read_core(|core| core.lies_in(key, to));
         let plans = keys.iter().map(plan).map(|lies| match lies {
-            Some((true, _)) => (Outcome::Duplicate, "it lies in host memory already".to_owned()),
+            Some((true, _)) => (Outcome::Duplicate, format!("it lies in {to} memory already")),
             _ => (Outcome::Accepted, String::new()),
         });
         plans.collect()
@@ -133,7 +148,7 @@ pub(super) fn prefetch(
     let limit = limit(message.deadline_ms, PREFETCH_LIMIT, MAX_LIMIT);
     let of_work = caller.clone();
     let operation = begin(node, caller, ("Prefetch", goals.len(), limit), |operation| {
-        operations::prefetch(Arc::clone(node), operation, goals, of_work)
+        operations::prefetch(Arc::clone(node), operation, goals, (of_work, to))
     })?;
     Ok(reply(&resolved, plans, Some(&operation)))
 }

@@ -45,7 +45,9 @@ pub(super) fn start(
     let terms = Terms { verb, tenant: caller.tenant.clone(), total: blocks, limit: LIMIT };
     let operation = if is_here {
         let of_work = (Arc::clone(node), caller.clone());
-        Operations::begin(node, terms, |operation| operations::prefetch(of_work.0, operation, goals, of_work.1))
+        Operations::begin(node, terms, |operation| {
+            operations::prefetch(of_work.0, operation, goals, (of_work.1, Tier::Host))
+        })
     } else {
         let (of_work, wish) = (Arc::clone(node), to_node(id));
         Operations::begin(node, terms, |operation| operations::replicate(of_work, operation, goals, wish))
