@@ -22,6 +22,8 @@ use crate::shared::Shared;
 const MAX_MAPPED: usize = 4096;
 /// Longest wait for one extent, whatever the job's deadline.
 const MAX_WAIT: Duration = Duration::from_secs(1);
+/// How often extents that the daemon gave up are looked for, at most.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long the daemon is left alone after it did not answer.
 const PAUSE_AFTER_SILENCE: Duration = Duration::from_millis(250);
 
@@ -105,9 +107,20 @@ struct Cache {
     mapped: HashMap<(u32, bool), Mapped>,
     client: Option<Arc<Mutex<FdClient>>>,
     silent_until: Option<Instant>,
+    /// When extents that the daemon gave up were looked for last.
+    swept: Option<Instant>,
 }
 
 impl Cache {
+    /// Whether it is time to look for extents that the daemon gave up.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.swept.is_none_or(|last| now.duration_since(last) >= SWEEP_EVERY);
+        if due {
+            self.swept = Some(now);
+        }
+        due
+    }
+
     /// Forgets what belongs to another attachment. Running copies keep their mappings.
     fn enter(&mut self, attachment: &Attachment) -> Arc<Mutex<FdClient>> {
         if self.epoch != attachment.epoch {
@@ -148,6 +161,9 @@ impl Extents {
         shared: &Shared,
     ) -> Option<Mapped> {
         let slot = (extent, access == Access::Writable);
+        if self.cache.lock().is_due(Instant::now()) {
+            self.sweep();
+        }
         let client = {
             let mut cache = self.cache.lock();
             let client = cache.enter(attachment);

@@ -27,7 +27,7 @@ use crate::copying::device::{Item, Terms};
 use crate::copying::{self, Copied};
 use crate::device::DeviceSide;
 use crate::error::Error;
-use crate::extents::{Extents, Mapped};
+use crate::extents::{Extents, Mapped, SWEEP_EVERY};
 use crate::regions::Regions;
 use crate::report::Report;
 use crate::shared::Shared;
@@ -45,8 +45,6 @@ const DEVICE_THREADS: usize = 4;
 const BATCH_BYTES: u64 = 16 << 20;
 /// Transfers that a thread gives the device at once.
 const BATCH_TRANSFERS: usize = 1024;
-/// How often extents that the daemon gave up are looked for, where nothing else is to be done.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long closing waits for copies that a device has: it has ended them, or will end nothing any more.
 const DEVICE_CLOSE: Duration = Duration::from_secs(30);
 

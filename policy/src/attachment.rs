@@ -71,8 +71,8 @@ pub(crate) struct Attachment {
     pub(crate) engine: u32,
     pub(crate) since: Instant,
     pub(crate) seen: Instant,
-    /// Loads from devices that failed since the last that went well.
-    pub(crate) device_losses: u8,
+    /// By device, loads from it that failed since the last that went well.
+    pub(crate) device_losses: [u8; DeviceNumber::MAX],
     /// Leases by request id.
     pub(crate) leases: BTreeMap<String, LeaseId>,
 }

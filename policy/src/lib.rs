@@ -43,12 +43,12 @@ pub use claims::{ClaimsConfig, MAX_CLAIMS_PER_BLOCK, MAX_HINTED, MAX_REMEMBERED,
 pub use core::{
     Action, AnswerFrame, BlockPlace, BlockView, ClaimAnswer, ClaimCounts, ClaimRequest, ClaimView, Claiming,
     ContextTips, Core, CoreConfig, CoreError, Counts, Due, EvictPlan, Explained, ExportError, ExportRequest, Exported,
-    FetchConfig, FetchEnd, Freed, GuardEvent, HolderRecord, Holdings, KnownSpace, ListFilter, LoadReport, LoadResult,
-    Located, Look, LookupAnswer, LookupRange, LookupRequest, MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE, MAX_EXPORT_TTL,
-    MAX_PROGRAMS_PAGE, Mark, MarkChange, MarkPlan, MarkSweep, MoveEnd, MoveId, MovePlan, MoveStep, Moved,
-    ProgramCounts, ProgramEvent, ProgramPage, ProgramTurn, ProgramView, Publish, RangeAnswer, Reclaimed, ReleaseReport,
-    ReplicaView, Reservation, ReserveRequest, SealOutcome, SealRequest, Signal, SignalAnswer, SignalKind, Signaling,
-    Survey, TaintPattern, TierUse, Unclaiming, WriteBehind, prompt_blocks, prompt_keys,
+    ExtentWalk, FetchConfig, FetchEnd, Freed, GuardEvent, HolderRecord, Holdings, KnownSpace, ListFilter, LoadReport,
+    LoadResult, Located, Look, LookupAnswer, LookupRange, LookupRequest, MAX_CHILDREN_PER_SIGNAL, MAX_CLAIMS_PAGE,
+    MAX_EXPORT_TTL, MAX_PROGRAMS_PAGE, Mark, MarkChange, MarkPlan, MarkSweep, MoveEnd, MoveId, MovePlan, MoveStep,
+    Moved, ProgramCounts, ProgramEvent, ProgramPage, ProgramTurn, ProgramView, Publish, RangeAnswer, Reclaimed,
+    ReleaseReport, ReplicaView, Reservation, ReserveRequest, SealOutcome, SealRequest, Signal, SignalAnswer,
+    SignalKind, Signaling, Survey, TaintPattern, TierUse, Unclaiming, WriteBehind, prompt_blocks, prompt_keys,
 };
 pub use events::{Event, EventKind, MAX_EVENTS, MAX_EVENTS_PAGE};
 pub use evict::{EvictionConfig, Standing};

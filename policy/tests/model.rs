@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvtier_policy::{
-    Action, AttachSpec, AttachmentId, Core, CoreConfig, FrameRef, LeaseId, LoadReport, LoadResult, LookupRange,
-    LookupRequest, MarkChange, MoveEnd, ReleaseReport, Reservation, ReserveRequest, Role, SealRequest, TaintPattern,
-    TierBudget, TwinPool,
+    Action, AttachSpec, AttachmentId, Core, CoreConfig, ExtentWalk, FrameRef, LeaseId, LoadReport, LoadResult,
+    LookupRange, LookupRequest, MarkChange, MoveEnd, ReleaseReport, Reservation, ReserveRequest, Role, SealRequest,
+    TaintPattern, TierBudget, TwinPool,
 };
 use kvtier_types::{
     BlockKey, DeviceNumber, Effect, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Outcome,
@@ -255,7 +255,8 @@ impl World {
             }
             Step::Move { chain, to } => self.step_move(chain, to),
             Step::Vacate { claimed } => {
-                self.core.vacate_extent(DEVICE.extent(0).expect("the first"), claimed);
+                let extent = DEVICE.extent(0).expect("the first");
+                assert_eq!(self.core.vacate_extent(extent, claimed, ExtentWalk::default()), None, "few copies");
             }
             Step::LoseDevice => {
                 self.core.lose_device(DEVICE);

@@ -4,17 +4,25 @@
 //! up waiting for keeps both frames until the device has ended it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use kvtier_device::{DeviceError, OnCopied, Way, off_device, onto_device};
+use kvtier_device::{DeviceError, OnCopied, PoolFrame, Way, off_device, onto_device};
 use kvtier_memory::FramePin;
 use kvtier_policy::{FrameRef, MoveEnd};
 use kvtier_types::{DeviceNumber, Expect, ShardKey};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
+use super::tend::reach;
 use super::{Gpu, lose};
 use crate::node::Node;
 use crate::pool::frame_id;
+
+/// Longest wait for a copy: a frame takes a millisecond, registering an extent a second.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Copies in a row that are late before a device counts as lost.
+const MAX_LATE: u32 = 8;
 
 /// A copy of one shard.
 #[derive(Debug)]
@@ -45,20 +53,11 @@ pub(crate) async fn copy(node: Arc<Node>, copy: Copy) -> MoveEnd {
     if !wait.is_zero() {
         tokio::time::sleep(wait).await;
     }
-    let (told, end) = oneshot::channel();
-    // Nobody may be waiting any more.
-    let tell: OnCopied = Box::new(move |result| drop(told.send(result)));
-    let way = if upward { Way::ToHost } else { Way::FromHost };
-    let method = gpu.methods.of(way);
-    let begun = if upward {
-        off_device(&*gpu.device, method, (pool, host), tell)
-    } else {
-        onto_device(&*gpu.device, method, (host, pool), tell)
+    let result = match timeout(DEADLINE, carried_out(&node, &gpu, (in_host.extent, host), (pool, upward))).await {
+        Ok(result) => result,
+        Err(_) => return late(&node, &gpu, &copy),
     };
-    let result = match begun {
-        Ok(()) => end.await.unwrap_or(Err(DeviceError::Busy)),
-        Err(error) => Err(error),
-    };
+    gpu.late.store(0, Ordering::Relaxed);
     match result {
         Ok(checksum) if checksum == copy.expect.checksum => {
             if !upward {
@@ -69,6 +68,40 @@ pub(crate) async fn copy(node: Arc<Node>, copy: Copy) -> MoveEnd {
         Ok(_) => differs(&node, &copy, &gpu),
         Err(error) => failed(&node, &gpu, &copy, &error),
     }
+}
+
+/// Gives a copy to the device and waits for its end. A driver that blocks keeps a thread for such, and nobody else.
+async fn carried_out(
+    node: &Arc<Node>,
+    gpu: &Arc<Gpu>,
+    (extent, host): (u32, FramePin),
+    (pool, upward): (PoolFrame, bool),
+) -> Result<u64, DeviceError> {
+    let (told, end) = oneshot::channel();
+    let (node, gpu) = (Arc::clone(node), Arc::clone(gpu));
+    let begin = move || {
+        reach(&node, &gpu, extent);
+        // Nobody may be waiting any more.
+        let tell: OnCopied = Box::new(move |result| drop(told.send(result)));
+        if upward {
+            off_device(&*gpu.device, gpu.methods.of(Way::ToHost), (pool, host), tell)
+        } else {
+            onto_device(&*gpu.device, gpu.methods.of(Way::FromHost), (host, pool), tell)
+        }
+    };
+    tokio::task::spawn_blocking(begin).await.unwrap_or(Err(DeviceError::Busy))?;
+    end.await.unwrap_or(Err(DeviceError::Busy))
+}
+
+/// A copy did not end in time. A device of which that becomes a habit is given up: what waits for it waits in vain.
+fn late(node: &Arc<Node>, gpu: &Gpu, copy: &Copy) -> MoveEnd {
+    let device = gpu.number.index();
+    tracing::warn!(key = %copy.key, device, "a copy between host memory and a device did not end in time");
+    if gpu.late.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_LATE {
+        lose(node, gpu, "its copies do not end");
+        return MoveEnd::Gone;
+    }
+    MoveEnd::Failed
 }
 
 /// What arrived is not what was sealed: whose fault is it?

@@ -12,6 +12,8 @@ mod tend;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::Instant;
 
 use kvtier_device::{Device, Methods, Pace, RegisteredExtent};
 use kvtier_memory::fdpass::{FdStatus, Grant};
@@ -37,6 +39,10 @@ pub(crate) struct Gpu {
     pub(crate) pool: Pool,
     /// Extents of host memory that it reaches directly, and those that it would not take.
     reached: Mutex<Reached>,
+    /// Memory that was given back lately: it is free once engines have let go of it.
+    coming: Mutex<Option<(Instant, u64)>>,
+    /// Copies in a row that did not end in time.
+    late: AtomicU32,
     /// Why it is lost, once it is.
     lost: Mutex<Option<String>>,
 }

@@ -1,6 +1,7 @@
 //! Opens the devices of the configuration; what cannot be opened is absent, with the reason.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use kvtier_device::{Backend, Device, DeviceError, Methods, Pace};
@@ -47,6 +48,8 @@ pub(crate) async fn open(config: &Config, first_generation: u64, opener: Opener)
             pace: Pace::new(bandwidth),
             pool: Pool::new(number, first, sizes),
             reached: Mutex::new(Reached::default()),
+            coming: Mutex::new(None),
+            late: AtomicU32::new(0),
             lost: Mutex::new(None),
             device,
         })

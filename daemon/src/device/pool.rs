@@ -31,6 +31,13 @@ pub(crate) struct PoolExtent {
     bytes: u64,
 }
 
+impl Drop for PoolExtent {
+    /// Whoever imported it is told to let go: until then its memory is nobody's.
+    fn drop(&mut self) {
+        self.table.retire();
+    }
+}
+
 impl Slots for PoolExtent {
     fn bytes(&self) -> u64 {
         self.bytes
@@ -41,13 +48,6 @@ impl Slots for PoolExtent {
 
     fn revoked(&self, offset: u64) {
         self.table.set(offset, NO_GENERATION);
-    }
-}
-
-impl Drop for PoolExtent {
-    /// Engines may still have it mapped.
-    fn drop(&mut self) {
-        self.table.clear();
     }
 }
 

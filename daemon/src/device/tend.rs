@@ -10,9 +10,10 @@
 //! *Bounds*: one task a device; a round gives back at most [`MAX_PER_ROUND`] extents.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvtier_device::{DeviceError, RegisteredExtent};
+use kvtier_policy::ExtentWalk;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Gpu, lose};
@@ -20,6 +21,8 @@ use crate::node::Node;
 
 /// How often the device's free memory is looked at.
 const EVERY: Duration = Duration::from_secs(1);
+/// How long engines may take to let go of extents that were given back, before more is.
+const LETTING_GO: Duration = Duration::from_secs(10);
 /// Extents of one round: what engines want at once is less, and a round must come to its end.
 const MAX_PER_ROUND: usize = 64;
 
@@ -60,7 +63,7 @@ async fn tend(node: Arc<Node>, gpu: Arc<Gpu>) {
 pub(super) fn round(node: &Arc<Node>, gpu: &Gpu) {
     let reserve = node.config.device.reserve.0;
     let Some(free) = free_bytes(node, gpu) else { return };
-    if free < reserve {
+    if free.saturating_add(coming(gpu)) < reserve {
         gpu.pool.set_may_grow(false);
         give_back(node, gpu, reserve);
         return;
@@ -99,17 +102,22 @@ fn free_bytes(node: &Arc<Node>, gpu: &Gpu) -> Option<u64> {
 /// Empties extents until enough is free: first those that nothing is claimed in, the emptiest before others.
 fn give_back(node: &Arc<Node>, gpu: &Gpu, reserve: u64) {
     let (mut extents, before) = (gpu.pool.emptiest(), gpu.pool.stats().resident_bytes);
+    let mut given = 0;
     // Those with most that stays come last.
     extents.sort_by_cached_key(|extent| node.read_core(|core| core.extent_use(*extent).1));
     let passes = [false, true].into_iter().flat_map(|claimed| extents.iter().map(move |extent| (*extent, claimed)));
     for (extent, claimed) in passes.take(MAX_PER_ROUND) {
         gpu.pool.retire(extent, true);
-        while node.with_core(|core, _| core.vacate_extent(extent, claimed)) > 0 {}
-        gpu.pool.give_back();
-        if free_bytes(node, gpu).is_none_or(|free| free >= reserve) {
+        let mut walk = Some(ExtentWalk::default());
+        while let Some(from) = walk {
+            walk = node.with_core(|core, _| core.vacate_extent(extent, claimed, from));
+        }
+        given += gpu.pool.give_back() as u64 * gpu.pool.extent_bytes();
+        if free_bytes(node, gpu).is_none_or(|free| free.saturating_add(given) >= reserve) {
             break;
         }
     }
+    *gpu.coming.lock() = (given > 0).then(|| (Instant::now(), given));
     let after = gpu.pool.stats().resident_bytes;
     if after < before {
         let given_mib = (before - after) >> 20;
@@ -121,6 +129,12 @@ fn give_back(node: &Arc<Node>, gpu: &Gpu, reserve: u64) {
     }
 }
 
+/// Memory that was given back so lately that engines may still map it.
+fn coming(gpu: &Gpu) -> u64 {
+    let coming = *gpu.coming.lock();
+    coming.filter(|(since, _)| since.elapsed() < LETTING_GO).map_or(0, |(_, bytes)| bytes)
+}
+
 /// Lets the device reach one more extent of host memory directly, and lets go of those that are gone.
 fn reach_one(node: &Arc<Node>, gpu: &Gpu) {
     let there = node.arena.extents();
@@ -129,11 +143,22 @@ fn reach_one(node: &Arc<Node>, gpu: &Gpu) {
         reached.extents.retain(|(id, _)| there.iter().any(|(other, _)| other == id));
         reached.extents.iter().map(|(id, _)| *id).collect()
     };
-    let Some((id, extent)) = there.into_iter().find(|(id, _)| !known.contains(id)) else { return };
+    if let Some((id, _)) = there.into_iter().find(|(id, _)| !known.contains(id)) {
+        reach(node, gpu, id);
+    }
+}
+
+/// Lets the device reach an extent of host memory directly, unless that was tried before. Takes a while.
+pub(super) fn reach(node: &Arc<Node>, gpu: &Gpu, id: u32) {
+    let mut reached = gpu.reached.lock();
+    if reached.extents.iter().any(|(known, _)| *known == id) {
+        return;
+    }
+    let Some(extent) = node.arena.extent(id) else { return };
     let registered = RegisteredExtent::new(&*gpu.device, extent);
     if let Err(error) = &registered {
         // Copies work without, staged by the driver.
         tracing::debug!(device = gpu.number.index(), extent = id, %error, "host memory is not reached directly");
     }
-    gpu.reached.lock().extents.push((id, registered.ok()));
+    reached.extents.push((id, registered.ok()));
 }

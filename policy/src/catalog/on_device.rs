@@ -61,7 +61,12 @@ impl OnDevice {
 
     /// The copies of an extent.
     pub(crate) fn in_extent(&self, extent: u32) -> impl Iterator<Item = BlockId> {
-        self.extents.range((extent, BlockId::new(0))..=(extent, BlockId::new(u32::MAX))).map(|(_, id)| *id)
+        self.in_extent_from(extent, BlockId::new(0))
+    }
+
+    /// Those of them from a block on, in the order of their numbers.
+    pub(crate) fn in_extent_from(&self, extent: u32, from: BlockId) -> impl Iterator<Item = BlockId> {
+        self.extents.range((extent, from)..=(extent, BlockId::new(u32::MAX))).map(|(_, id)| *id)
     }
 
     /// Copies of a device.

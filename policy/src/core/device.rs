@@ -181,7 +181,7 @@ impl Core {
             e.flags.set(Flags::TO_DEVICE, true);
         });
         let move_id = MoveId(self.take_id());
-        self.moves.insert(move_id, (id, Movement::ToDevice { into }));
+        self.moves.insert(move_id, (id, Movement::ToDevice { from, into }));
         self.devices.copying += 1;
         self.push_copy(id, move_id, (from, into));
         Next::Done
@@ -224,7 +224,7 @@ impl Core {
     }
 
     /// A copy to a device came to its end.
-    pub(super) fn device_copy_ended(&mut self, id: BlockId, into: FrameRef, end: MoveEnd) {
+    pub(super) fn device_copy_ended(&mut self, id: BlockId, (from, into): (FrameRef, FrameRef), end: MoveEnd) {
         self.devices.copying -= 1;
         let done = matches!(end, MoveEnd::Done(_));
         let counts = if done { &mut self.counts.moved } else { &mut self.counts.move_failures };
@@ -239,7 +239,7 @@ impl Core {
             self.free_device_frame(into, bytes);
             self.catalog.update(id, |e| e.flags.set(Flags::TO_DEVICE, false));
             if end == MoveEnd::Corrupt {
-                self.host_was_corrupt(id);
+                self.host_was_corrupt(id, from);
             }
         }
         if self.catalog.try_get(id).is_some() {
@@ -250,9 +250,9 @@ impl Core {
         }
     }
 
-    /// A movement out of an entry's host frame found other bytes there than were sealed.
-    pub(super) fn host_was_corrupt(&mut self, id: BlockId) {
-        if self.catalog.try_get(id).is_none() {
+    /// A movement out of an entry's host frame found other bytes there than were sealed. Another frame may have come since.
+    pub(super) fn host_was_corrupt(&mut self, id: BlockId, from: FrameRef) {
+        if self.catalog.try_get(id).is_none_or(|entry| entry.host != Some(from)) {
             return;
         }
         self.counts.corrupt += 1;
@@ -286,7 +286,10 @@ impl Core {
     /// A movement from a device into host memory came to its end.
     pub(super) fn staged(&mut self, id: BlockId, from: FrameRef, end: MoveEnd) {
         self.onboarding -= 1;
-        if matches!(end, MoveEnd::Corrupt | MoveEnd::Gone) {
+        let entry = self.catalog.get(id);
+        // A device that fails, or is slow, is not asked again while there is another copy.
+        let elsewhere = end == MoveEnd::Failed && (entry.disk.is_some() || entry.object.is_some());
+        if elsewhere || matches!(end, MoveEnd::Corrupt | MoveEnd::Gone) {
             if end == MoveEnd::Corrupt {
                 self.counts.corrupt += 1;
             }

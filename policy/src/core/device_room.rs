@@ -14,6 +14,10 @@ use crate::limits::MAX_TOUCHES_PER_CALL;
 /// where this one did not.
 const SCAN: usize = 64;
 
+/// Where a walk over an extent's copies goes on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExtentWalk(u32);
+
 impl Core {
     /// Evicts one copy of a size class: in the order in which they came, those used since are spared once. Answers whether
     /// one went.
@@ -47,26 +51,32 @@ impl Core {
         true
     }
 
-    /// Evicts what may go from an extent whose memory is wanted, at most [`MAX_TOUCHES_PER_CALL`] copies; with `claimed` also
-    /// what claims keep there, which comes back once there is room. Answers how many went.
-    pub fn vacate_extent(&mut self, extent: u32, claimed: bool) -> usize {
+    /// Evicts what may go from an extent whose memory is wanted, looking at [`MAX_TOUCHES_PER_CALL`] copies from `walk` on;
+    /// with `claimed` also what claims keep there, which comes back once there is room. Answers where to go on, `None` at
+    /// the end.
+    pub fn vacate_extent(&mut self, extent: u32, claimed: bool, walk: ExtentWalk) -> Option<ExtentWalk> {
+        let seen: Vec<BlockId> =
+            self.catalog.on_device.in_extent_from(extent, BlockId::new(walk.0)).take(MAX_TOUCHES_PER_CALL).collect();
+        let next = seen
+            .last()
+            .map(|last| ExtentWalk(last.index().saturating_add(1)))
+            .filter(|_| seen.len() == MAX_TOUCHES_PER_CALL);
         let may_go = |id: &BlockId| {
             let entry = self.catalog.get(*id);
             !entry.in_use() && (claimed || !entry.keeps(Tier::Device))
         };
-        let inside = self.catalog.on_device.in_extent(extent).filter(may_go).take(MAX_TOUCHES_PER_CALL);
-        let inside: Vec<BlockId> = inside.collect();
-        let gone = inside.len();
+        let inside = seen.into_iter().filter(may_go).collect();
         self.evict_all(inside);
         self.pump();
-        gone
+        next
     }
 
-    /// Copies in a device's extent, and those of them that claims keep there or somebody uses.
+    /// Copies in a device's extent, and those of them that claims keep there or somebody uses: of the first
+    /// [`MAX_TOUCHES_PER_CALL`].
     #[must_use]
     pub fn extent_use(&self, extent: u32) -> (usize, usize) {
         let held = |id: &BlockId| !may_leave_device(self.catalog.get(*id));
-        let copies = self.catalog.on_device.in_extent(extent);
+        let copies = self.catalog.on_device.in_extent(extent).take(MAX_TOUCHES_PER_CALL);
         copies.fold((0, 0), |(all, kept), id| (all + 1, kept + usize::from(held(&id))))
     }
 

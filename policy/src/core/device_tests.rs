@@ -254,9 +254,9 @@ fn a_pin_brings_a_block_onto_a_device_and_keeps_it_there() {
     assert_eq!(b.fly(&[1], Tier::Host), [Outcome::Rejected], "nor is it moved away");
     // Its memory is wanted, and then is there again.
     let extent = GPU.extent(0).unwrap();
-    assert_eq!(b.core.vacate_extent(extent, false), 1);
+    assert_eq!(b.core.vacate_extent(extent, false, ExtentWalk::default()), None);
     assert_eq!(b.on_device(&[1, 2, 3]), [1]);
-    assert_eq!(b.core.vacate_extent(extent, true), 1);
+    assert_eq!(b.core.vacate_extent(extent, true, ExtentWalk::default()), None);
     assert!(b.on_device(&[1, 2, 3]).is_empty());
     b.carry_out();
     assert_eq!(b.on_device(&[1, 2, 3]), [1]);

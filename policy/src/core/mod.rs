@@ -64,6 +64,7 @@ pub use claiming::{ClaimAnswer, ClaimRequest, Claiming, Survey, Unclaiming};
 pub use claims::{ClaimCounts, ClaimView, MAX_CLAIMS_PAGE};
 pub use contexts::{BlockPlace, ContextTips};
 pub use control::{BlockView, EvictPlan, ListFilter, ReplicaView, TierUse};
+pub use device_room::ExtentWalk;
 pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
 pub use holdings::Holdings;
 pub use lifetime::Explained;
@@ -303,10 +304,10 @@ pub enum Action {
 /// What a movement does to the catalog when it ends.
 #[derive(Debug, Clone, Copy)]
 enum Movement {
-    Offload { to: Tier, sequence: u64 },
+    Offload { to: Tier, sequence: u64, from: FrameRef },
     Onboard { from: Tier, at: Location, into: FrameRef },
     Fetch { from: Origin, into: FrameRef, started: Instant },
-    ToDevice { into: FrameRef },
+    ToDevice { from: FrameRef, into: FrameRef },
     FromDevice { from: FrameRef, into: FrameRef },
 }
 

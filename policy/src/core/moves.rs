@@ -160,7 +160,7 @@ impl Core {
             let move_id = MoveId(self.take_id());
             let flag = if to == Tier::Disk { Flags::TO_DISK } else { Flags::TO_OBJECT };
             self.catalog.update(id, |e| e.flags.set(flag, true));
-            self.moves.insert(move_id, (id, Movement::Offload { to, sequence }));
+            self.moves.insert(move_id, (id, Movement::Offload { to, sequence, from: frame }));
             self.offloading += 1;
             self.actions.push_back(Action::Offload { id: move_id, to, meta, frame });
         }
@@ -215,13 +215,13 @@ impl Core {
     pub fn moved(&mut self, id: MoveId, end: MoveEnd) {
         let Some((block, movement)) = self.moves.remove(&id) else { return };
         match movement {
-            Movement::Offload { to, sequence } => self.offload_ended(block, to, sequence, end),
+            Movement::Offload { to, sequence, from } => self.offload_ended(block, (to, sequence, from), end),
             Movement::Onboard { from, at, into } => {
                 self.fill_frame(block, into, end);
                 self.onboard_moved(block, from, at, end);
                 self.upheld(block, end);
             }
-            Movement::ToDevice { into } => self.device_copy_ended(block, into, end),
+            Movement::ToDevice { from, into } => self.device_copy_ended(block, (from, into), end),
             Movement::FromDevice { from, into } => {
                 self.fill_frame(block, into, end);
                 self.staged(block, from, end);
@@ -235,7 +235,7 @@ impl Core {
         self.pump();
     }
 
-    fn offload_ended(&mut self, id: BlockId, to: Tier, sequence: u64, end: MoveEnd) {
+    fn offload_ended(&mut self, id: BlockId, (to, sequence, from): (Tier, u64, FrameRef), end: MoveEnd) {
         self.offloading -= 1;
         let flag = if to == Tier::Disk { Flags::TO_DISK } else { Flags::TO_OBJECT };
         let place = if let MoveEnd::Done(place) = end { place } else { None };
@@ -253,7 +253,7 @@ impl Core {
             e.flags.set(flag, false);
         });
         if end == MoveEnd::Corrupt {
-            self.host_was_corrupt(id);
+            self.host_was_corrupt(id, from);
         }
         if self.catalog.try_get(id).is_some() {
             self.finish_doomed(id);

@@ -2,14 +2,14 @@
 
 use kvtier_types::{DeviceNumber, Origin, Tier};
 
-use super::Core;
+use super::{Core, LoadReport, LoadResult};
 use crate::attachment::{Attachment, AttachmentId, Role};
 use crate::catalog::{BlockId, device_of};
 use crate::entry::Flags;
 use crate::frame::FrameRef;
 
-/// Loads from devices that may fail in a row before an engine's workers of that shard are handed none any more: whoever cannot
-/// read a device after all is served from host memory until it attaches anew.
+/// Loads from a device that may fail in a row before an engine's workers of that shard are handed none of it any more: whoever
+/// cannot read a device after all is served from host memory until it attaches anew.
 const MAX_LOSSES: u8 = 8;
 
 /// What the workers of one shard read.
@@ -70,9 +70,8 @@ impl Core {
 
     /// The devices that a worker reads.
     fn read_by<'a>(&'a self, worker: &'a Attachment) -> impl Iterator<Item = DeviceNumber> + 'a {
-        let trusted = worker.device_losses < MAX_LOSSES;
         let devices = worker.spec.devices.iter().copied();
-        devices.filter(move |device| trusted && self.devices.is_live(*device))
+        devices.filter(|device| worker.device_losses[device.index()] < MAX_LOSSES && self.devices.is_live(*device))
     }
 
     /// The frame of a leased shard's copy on a device that its readers can read.
@@ -98,10 +97,15 @@ impl Core {
         workers.filter(|a| a.spec.shard == shard).find_map(|a| self.read_by(a).next())
     }
 
-    /// An engine's load from a device went well, or was lost.
-    pub(super) fn note_device_load(&mut self, engine: u32, shard: u16, well: bool) {
-        for worker in self.attachments.values_mut().filter(|a| a.engine == engine && a.spec.shard == shard) {
-            worker.device_losses = if well { 0 } else { worker.device_losses.saturating_add(1) };
+    /// An engine's load from a device went well, or was lost. Which device that was is known while the copy is there.
+    pub(super) fn note_device_load(&mut self, (engine, layout): (u32, u16), report: &LoadReport) {
+        let id = self.catalog.find(&report.key, layout, report.shard);
+        let frame = id.and_then(|id| self.catalog.device_frame(id)).filter(|f| f.generation == report.generation);
+        let Some(device) = frame.and_then(device_of) else { return };
+        let well = report.result == LoadResult::Loaded;
+        for worker in self.attachments.values_mut().filter(|a| a.engine == engine && a.spec.shard == report.shard) {
+            let losses = &mut worker.device_losses[device.index()];
+            *losses = if well { 0 } else { losses.saturating_add(1) };
         }
     }
 }

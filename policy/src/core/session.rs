@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kvtier_types::{BlockKey, Instant, LayoutId, Namespace, NamespaceId};
+use kvtier_types::{BlockKey, DeviceNumber, Instant, LayoutId, Namespace, NamespaceId};
 
 use super::{Core, CoreError};
 use crate::attachment::{AttachSpec, Attachment, AttachmentId, AttachmentInfo};
@@ -40,7 +40,7 @@ impl Core {
             engine,
             since: now,
             seen: now,
-            device_losses: 0,
+            device_losses: [0; DeviceNumber::MAX],
             leases: BTreeMap::new(),
             spec,
         };

@@ -133,7 +133,7 @@ impl Core {
                 LoadResult::Loaded => {
                     self.counts.loaded[report.source.index()] += 1;
                     if report.source == Origin::Tier(Tier::Device) {
-                        self.note_device_load(engine, report.shard, true);
+                        self.note_device_load((engine, layout), report);
                     }
                     if let Some(id) = self.catalog.find(&report.key, layout, report.shard) {
                         self.note_read(id);
@@ -142,7 +142,7 @@ impl Core {
                 LoadResult::Lost => {
                     self.counts.lost += 1;
                     if report.source == Origin::Tier(Tier::Device) {
-                        self.note_device_load(engine, report.shard, false);
+                        self.note_device_load((engine, layout), report);
                     }
                 }
                 LoadResult::Corrupt => {
