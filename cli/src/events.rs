@@ -184,7 +184,8 @@ fn json_line(incarnation: u64, event: &v1::BlockEvent) -> String {
 
 fn text_line(event: &v1::BlockEvent) -> String {
     let tier = if event.tier == 0 { "-".to_owned() } else { tier_text(event.tier) };
-    let step = if event.step_id.is_empty() { String::new() } else { format!("  {} of {}", event.step_id, event.graph) };
+    let of_step = || format!("  {} of {}", printable(&event.step_id), printable(&event.graph));
+    let step = if event.step_id.is_empty() { String::new() } else { of_step() };
     let line = format!(
         "{:>8}  {:<13}  {:<18}  {tier:<6}  {:>10}  {:<20}  {}  {}{}",
         event.sequence,
@@ -194,7 +195,7 @@ fn text_line(event: &v1::BlockEvent) -> String {
         kvtier_proto::convert::semantic(event.semantic).name(),
         printable(&event.program_id),
         printable(&event.reason),
-        printable(&step)
+        step
     );
     line.trim_end().to_owned()
 }

@@ -148,9 +148,9 @@ impl Jobs {
         let epoch = inner.shared.link.epoch();
         let mut job = Job::new(kind, transfers, regions, epoch.unwrap_or(0), deadline);
         // Made here, on the thread that gives the stream its work.
-        let marked = inner.shared.device.as_ref().map(|side| copying::device::mark(side, stream));
-        let unmarked = matches!(marked, Some(None));
-        job.after = marked.flatten();
+        let fenced = inner.shared.device.as_ref().map(|side| copying::device::fence(side, stream));
+        let unfenced = matches!(fenced, Some(None));
+        job.after = fenced.flatten();
         let job = Arc::new(job);
         let number = {
             let mut table = inner.table.lock();
@@ -163,7 +163,7 @@ impl Jobs {
             number
         };
         let mut queue = inner.queue.lock();
-        if epoch.is_none() || queue.closed || unmarked {
+        if epoch.is_none() || queue.closed || unfenced {
             drop(queue);
             job.end_unclaimed(Fate::Lost);
             inner.settle(&job);

@@ -12,7 +12,7 @@ use kvtier_memory::checksum::checksum;
 use kvtier_memory::copy::Run;
 
 use crate::{
-    Device, DeviceError, Done, EngineStream, MAX_IN_FLIGHT, MAX_RUNS, Mark, Method, PoolMemory, Registered, Span, Way,
+    Device, DeviceError, Done, EngineStream, Fence, MAX_IN_FLIGHT, MAX_RUNS, Method, PoolMemory, Registered, Span, Way,
     Work,
 };
 
@@ -48,7 +48,7 @@ pub fn run(bench: &dyn Bench) {
     unaligned_runs_arrive(device);
     checksums_are_those_of_device_memory(device);
     ends_are_told_once_after_what_they_kept(device);
-    nothing_begins_before_its_mark(bench);
+    nothing_begins_before_its_fence(bench);
     work_of_one_way_ends_in_order(device);
     too_much_is_refused(bench);
     nonsense_is_refused(device);
@@ -259,15 +259,15 @@ fn ends_are_told_once_after_what_they_kept(device: &dyn Device) {
     finish(device, work(Way::Within, Method::Batch, Vec::new())).expect("nothing to do is done");
 }
 
-fn nothing_begins_before_its_mark(bench: &dyn Bench) {
+fn nothing_begins_before_its_fence(bench: &dyn Bench) {
     let device = &*bench.device();
     let there = pool(device, 1 << 20);
     put(device, &vec![1; 1 << 20], there.span().base);
     let stream = bench.held_stream();
-    let mark = device.mark(stream.handle()).expect("a stream can be marked");
+    let fence = device.fence(stream.handle()).expect("a stream can be fenced");
     let host = Host::registered(device, &vec![2; 1 << 20]);
     let copy = work(Way::FromHost, Method::Batch, vec![run_of(host.base, there.span().base, 1 << 20)]);
-    let end = begin(device, Work { after: Some(mark), ..copy }).expect("it is begun");
+    let end = begin(device, Work { after: Some(fence), ..copy }).expect("it is begun");
     assert!(end.recv_timeout(A_WHILE).is_err(), "it ended before what it waits for");
     // Another way is not held up.
     assert_eq!(get(device, there.span().base, 8), [1; 8]);
@@ -275,8 +275,8 @@ fn nothing_begins_before_its_mark(bench: &dyn Bench) {
     end.recv_timeout(SOON).expect("it ends").expect("and well");
     assert_eq!(get(device, there.span().base, 8), [2; 8]);
     // What the default stream was given has ended.
-    let mark = device.mark(EngineStream::default()).expect("the default stream can be marked");
-    finish(device, Work { after: Some(mark), ..work(Way::Within, Method::Single, Vec::new()) }).expect("it ends well");
+    let fence = device.fence(EngineStream::default()).expect("the default stream can be fenced");
+    finish(device, Work { after: Some(fence), ..work(Way::Within, Method::Single, Vec::new()) }).expect("it ends well");
 }
 
 fn work_of_one_way_ends_in_order(device: &dyn Device) {
@@ -298,8 +298,8 @@ fn work_of_one_way_ends_in_order(device: &dyn Device) {
 fn too_much_is_refused(bench: &dyn Bench) {
     let device = &*bench.device();
     let stream = bench.held_stream();
-    let mark = device.mark(stream.handle()).expect("a stream can be marked");
-    let waits = || Work { after: Some(mark.clone()), ..work(Way::Within, Method::Single, Vec::new()) };
+    let fence = device.fence(stream.handle()).expect("a stream can be fenced");
+    let waits = || Work { after: Some(fence.clone()), ..work(Way::Within, Method::Single, Vec::new()) };
     let ends: Vec<_> = (0..MAX_IN_FLIGHT).map(|_| begin(device, waits()).expect("there is room")).collect();
     assert_eq!(begin(device, waits()).err(), Some(DeviceError::Busy));
     stream.release();
@@ -314,8 +314,8 @@ fn nonsense_is_refused(device: &dyn Device) {
     assert!(invalid(work(Way::Within, Method::Single, vec![run_of(0, 4096, 8)])), "a null source");
     assert!(invalid(work(Way::Within, Method::Single, vec![run_of(4096, u64::MAX, 8)])), "an end beyond all addresses");
     assert!(invalid(work(Way::Within, Method::Single, vec![run_of(4096, 4096, 0); MAX_RUNS + 1])), "too many runs");
-    let foreign = Mark::new("another device's");
-    assert!(invalid(Work { after: Some(foreign), ..work(Way::Within, Method::Single, Vec::new()) }), "a foreign mark");
+    let foreign = Fence::new("another device's");
+    assert!(invalid(Work { after: Some(foreign), ..work(Way::Within, Method::Single, Vec::new()) }), "a foreign fence");
     // SAFETY: nothing is registered of an empty range.
     let empty = unsafe { device.register(Span { base: 4096, bytes: 0 }, true) };
     assert!(empty.is_err(), "an empty range is registered");

@@ -1,7 +1,7 @@
 //! GPUs, opened at run time: copies, checksums, pinned memory, and pools of device memory that processes share.
 //!
 //! A [`Device`] is used by two kinds of process. An engine's connector copies between the engine's KV memory and frames,
-//! ordered after what the engine has given its stream so far ([`Device::mark`]). The daemon fills a pool from host frames
+//! ordered after what the engine has given its stream so far ([`Device::fence`]). The daemon fills a pool from host frames
 //! and hands descriptors of it to the connectors of the same machine. Addresses are plain numbers: those of device memory
 //! mean something to the device only.
 //!
@@ -9,7 +9,7 @@
 //! - What a [`Work`] keeps is dropped, and its end is told, once and only when nothing touches its memory any more: after its
 //!   last copy has ended, or when none was begun.
 //! - A checksum that a work answers is of the bytes in device memory after its copies.
-//! - Work of one [`Way`] is carried out in the order in which it was submitted, and none before its mark.
+//! - Work of one [`Way`] is carried out in the order in which it was submitted, and none before its fence.
 //! - No library, no driver, no GPU, a symbol that an older driver lacks: an error, never a panic.
 //!
 //! *Bounds*: [`MAX_RUNS`] runs a work, [`MAX_IN_FLIGHT`] works of one way.
@@ -121,15 +121,15 @@ pub struct EngineStream(pub u64);
 
 /// A point in an engine's stream: everything given to the stream before. Belongs to the device that made it.
 #[derive(Debug, Clone)]
-pub struct Mark(Arc<dyn Any + Send + Sync>);
+pub struct Fence(Arc<dyn Any + Send + Sync>);
 
-impl Mark {
+impl Fence {
     pub(crate) fn new(state: impl Any + Send + Sync) -> Self {
         Self(Arc::new(state))
     }
 
     pub(crate) fn get<T: Any + Send + Sync>(&self) -> Result<&T, DeviceError> {
-        self.0.downcast_ref().ok_or(DeviceError::Invalid { what: "the mark is another device's" })
+        self.0.downcast_ref().ok_or(DeviceError::Invalid { what: "the fence is another device's" })
     }
 }
 
@@ -160,7 +160,7 @@ pub struct Work {
     /// How; a method that the device lacks is taken as its plainest.
     pub method: Method,
     /// What must have ended on the engine's stream before.
-    pub after: Option<Mark>,
+    pub after: Option<Fence>,
     /// What to make checksums of after the copies: ranges of device memory, those of one frame in their order together.
     pub sums: Vec<Vec<Span>>,
     /// Dropped once nothing touches the memory any more.

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::{DeviceError, DeviceFacts, Done, EngineStream, Mark, Span, Work};
+use crate::{DeviceError, DeviceFacts, Done, EngineStream, Fence, Span, Work};
 
 /// Told the end of a work, on a thread of the device's: it must be quick and wait for nothing.
 pub type OnEnd = Box<dyn FnOnce(Result<Done, DeviceError>) + Send>;
@@ -49,11 +49,11 @@ pub trait Device: Debug + Send + Sync {
     /// The range stays mapped until the answer is dropped.
     unsafe fn register(&self, span: Span, writable: bool) -> Result<Box<dyn Registered>, DeviceError>;
 
-    /// A mark of what `stream` has been given so far. To be called by the thread that gives it work, and quick.
+    /// A fence of what `stream` has been given so far. To be called by the thread that gives it work, and quick.
     ///
     /// # Errors
     /// [`DeviceError::Call`] for a handle that is no stream.
-    fn mark(&self, stream: EngineStream) -> Result<Mark, DeviceError>;
+    fn fence(&self, stream: EngineStream) -> Result<Fence, DeviceError>;
 
     /// Begins a work. Does not wait for it.
     ///

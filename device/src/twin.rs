@@ -2,7 +2,7 @@
 //! misbehave as hardware does; what it shows about speed is nothing.
 //!
 //! It is honest about the rest: device memory can be exported and mapped by another process (a memfd), it runs out, a queue
-//! waits for marks, an engine's stream does its work when it gets to it, and a lost device stays lost.
+//! waits for fences, an engine's stream does its work when it gets to it, and a lost device stays lost.
 #![expect(unsafe_code, reason = "keeps the trait's promises; memory is touched behind another wall")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use self::bytes::{Bytes, move_run, sum_of};
 use crate::{
-    Device, DeviceError, DeviceFacts, EngineStream, MAX_IN_FLIGHT, Mark, Method, OnEnd, PoolMemory, Registered, Span,
+    Device, DeviceError, DeviceFacts, EngineStream, Fence, MAX_IN_FLIGHT, Method, OnEnd, PoolMemory, Registered, Span,
     Way, Work, check,
 };
 
@@ -178,22 +178,22 @@ impl Device for TwinDevice {
         Ok(Box::new(TwinRegistered(span)))
     }
 
-    fn mark(&self, stream: EngineStream) -> Result<Mark, DeviceError> {
+    fn fence(&self, stream: EngineStream) -> Result<Fence, DeviceError> {
         self.alive()?;
         if stream == EngineStream::default() {
-            return Ok(Mark::new(StreamMark { state: Arc::default(), upto: 0 }));
+            return Ok(Fence::new(StreamFence { state: Arc::default(), upto: 0 }));
         }
         let state = self.streams.lock().get(&stream.0).cloned();
-        let state = state.ok_or(DeviceError::Call { call: "mark", code: 400, name: "no such stream".to_owned() })?;
+        let state = state.ok_or(DeviceError::Call { call: "fence", code: 400, name: "no such stream".to_owned() })?;
         let upto = state.progress.lock().given;
-        Ok(Mark::new(StreamMark { state, upto }))
+        Ok(Fence::new(StreamFence { state, upto }))
     }
 
     unsafe fn submit(&self, work: Work, on_end: OnEnd) -> Result<(), DeviceError> {
         self.alive()?;
         check(&work)?;
-        if let Some(mark) = &work.after {
-            mark.get::<StreamMark>()?;
+        if let Some(fence) = &work.after {
+            fence.get::<StreamFence>()?;
         }
         if !work.sums.is_empty() && !self.facts.sums {
             return Err(DeviceError::Unsupported { what: "making checksums on the device" });
@@ -288,12 +288,12 @@ impl fmt::Debug for Progress {
 
 /// A point in a stream.
 #[derive(Debug)]
-struct StreamMark {
+struct StreamFence {
     state: Arc<StreamState>,
     upto: u64,
 }
 
-impl StreamMark {
+impl StreamFence {
     fn wait(&self) {
         let mut progress = self.state.progress.lock();
         while progress.done < self.upto {
@@ -328,7 +328,7 @@ impl TwinStream {
 }
 
 impl Drop for TwinStream {
-    /// A stream that goes does its work first, as CUDA's do: whoever waits for a mark in it comes to an end.
+    /// A stream that goes does its work first, as CUDA's do: whoever waits for a fence in it comes to an end.
     fn drop(&mut self) {
         self.run();
     }

@@ -9,7 +9,7 @@
 use std::sync::mpsc;
 use std::time::Instant;
 
-use kvtier_device::{Device, DeviceError, Done, Mark, Method, Span, Way, Work};
+use kvtier_device::{Device, DeviceError, Done, Fence, Method, Span, Way, Work};
 use kvtier_memory::copy::{Direction, Run, checksum};
 use kvtier_memory::plan::{FrameSpan, Region, plan};
 use kvtier_memory::{MemoryError, NO_GENERATION};
@@ -33,7 +33,7 @@ pub(crate) struct Item<'a> {
 pub(crate) struct Terms<'a> {
     pub(crate) direction: Direction,
     /// What the engine's stream must have done before.
-    pub(crate) after: Option<&'a Mark>,
+    pub(crate) after: Option<&'a Fence>,
     /// When nothing is begun any more.
     pub(crate) deadline: Instant,
 }
@@ -185,8 +185,8 @@ fn host_sum(item: &Item<'_>) -> Option<u64> {
     Some(unsafe { checksum(at, usize::try_from(item.frame.bytes).ok()?) })
 }
 
-/// The device's own face, for the mark of a job.
-pub(crate) fn mark(side: &DeviceSide, stream: u64) -> Option<Mark> {
+/// The device's own face, for the fence of a job.
+pub(crate) fn fence(side: &DeviceSide, stream: u64) -> Option<Fence> {
     let device: &dyn Device = &*side.device;
-    device.mark(kvtier_device::EngineStream(stream)).ok()
+    device.fence(kvtier_device::EngineStream(stream)).ok()
 }

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvtier_device::Mark;
+use kvtier_device::Fence;
 use parking_lot::{Condvar, Mutex};
 
 use crate::frame::FrameRef;
@@ -79,7 +79,7 @@ pub struct Job {
     /// When transfers stop being begun.
     pub deadline: Instant,
     /// Where engine memory is a device's: what the engine's stream must have done before.
-    pub after: Option<Mark>,
+    pub after: Option<Fence>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }

@@ -1,4 +1,4 @@
-//! The wall around a GPU's primary context: what is asked of the device itself, and marks in an engine's streams.
+//! The wall around a GPU's primary context: what is asked of the device itself, and fences in an engine's streams.
 #![expect(unsafe_code, reason = "calls of the driver")]
 
 use std::ffi::{CStr, c_int, c_uint};
@@ -182,7 +182,7 @@ impl Context {
     }
 
     /// An event of what the stream was given so far.
-    pub(super) fn mark(self: &std::sync::Arc<Self>, stream: EngineStream) -> Result<Event, DeviceError> {
+    pub(super) fn fence(self: &std::sync::Arc<Self>, stream: EngineStream) -> Result<Event, DeviceError> {
         let _entered = self.enter()?;
         let event = Event::create(self)?;
         event.record(handle_of(stream)?)?;

@@ -88,8 +88,8 @@ impl Lane {
 
     pub(super) fn push(&self, work: Work, on_end: OnEnd) -> Result<(), DeviceError> {
         let shared = &self.shared;
-        if let Some(mark) = &work.after {
-            mark.get::<Event>()?;
+        if let Some(fence) = &work.after {
+            fence.get::<Event>()?;
         }
         let layout = shared.copier.lay_out(&work)?;
         // Held while the stream is given the work: what is given in one order ends in that order.
@@ -145,8 +145,8 @@ impl Shared {
     }
 
     fn give(&self, work: &Work, table: (&Layout, &mut Table)) -> Result<(), DeviceError> {
-        if let Some(mark) = &work.after {
-            mark.get::<Event>()?.hold(self.stream)?;
+        if let Some(fence) = &work.after {
+            fence.get::<Event>()?.hold(self.stream)?;
         }
         self.copier.issue(self.stream, work, table)
     }

@@ -29,7 +29,7 @@ use self::lane::Lane;
 use self::pinned::HostPin;
 use self::vmm::Vmm;
 use crate::{
-    Device, DeviceError, DeviceFacts, EngineStream, Found, Mark, Method, OnEnd, PoolMemory, Registered, Span, Way,
+    Device, DeviceError, DeviceFacts, EngineStream, Fence, Found, Method, OnEnd, PoolMemory, Registered, Span, Way,
     Work, check,
 };
 
@@ -116,8 +116,8 @@ impl Device for CudaDevice {
         Ok(Box::new(pin))
     }
 
-    fn mark(&self, stream: EngineStream) -> Result<Mark, DeviceError> {
-        Ok(Mark::new(self.context.mark(stream)?))
+    fn fence(&self, stream: EngineStream) -> Result<Fence, DeviceError> {
+        Ok(Fence::new(self.context.fence(stream)?))
     }
 
     unsafe fn submit(&self, work: Work, on_end: OnEnd) -> Result<(), DeviceError> {

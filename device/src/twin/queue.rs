@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{MAX_IN_FLIGHT, OnEnd, Shared, StreamMark, Way, Work, lost, move_run, sum_of};
+use super::{MAX_IN_FLIGHT, OnEnd, Shared, StreamFence, Way, Work, lost, move_run, sum_of};
 use crate::{DeviceError, Done};
 
 /// The queue.
@@ -88,8 +88,8 @@ impl Line {
     }
 
     fn carry_out(&self, work: &Work) -> Result<Done, DeviceError> {
-        if let Some(mark) = &work.after {
-            mark.get::<StreamMark>()?.wait();
+        if let Some(fence) = &work.after {
+            fence.get::<StreamFence>()?.wait();
         }
         let flip = {
             let mut faults = self.shared.faults.lock();
