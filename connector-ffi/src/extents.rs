@@ -141,11 +141,18 @@ enum NoExtent {
 }
 
 impl Extents {
-    /// Lets go of extents that the daemon gave up: whoever maps one keeps its memory from others.
-    pub(crate) fn sweep(&self) {
+    /// Whether it is time for [`Self::sweep`].
+    pub(crate) fn is_due(&self) -> bool {
+        self.cache.lock().is_due(Instant::now())
+    }
+
+    /// Lets go of extents that the daemon gave up, and of all of a daemon that this process is attached to no more: whoever
+    /// maps one keeps its memory from others.
+    pub(crate) fn sweep(&self, epoch: Option<u64>) {
         let mut cache = self.cache.lock();
+        let former = epoch != Some(cache.epoch);
         let retired: Vec<(u32, bool)> =
-            cache.mapped.iter().filter(|(_, mapped)| mapped.is_retired()).map(|(slot, _)| *slot).collect();
+            cache.mapped.iter().filter(|(_, mapped)| former || mapped.is_retired()).map(|(slot, _)| *slot).collect();
         let gone: Vec<Mapped> = retired.into_iter().filter_map(|slot| cache.mapped.remove(&slot)).collect();
         drop(cache);
         // Unmapped outside of the lock.
@@ -161,9 +168,6 @@ impl Extents {
         shared: &Shared,
     ) -> Option<Mapped> {
         let slot = (extent, access == Access::Writable);
-        if self.cache.lock().is_due(Instant::now()) {
-            self.sweep();
-        }
         let client = {
             let mut cache = self.cache.lock();
             let client = cache.enter(attachment);

@@ -295,9 +295,19 @@ impl Inner {
                 self.work.wait(&mut queue);
             } else if self.work.wait_for(&mut queue, SWEEP_EVERY).timed_out() {
                 drop(queue);
-                self.extents.sweep();
+                self.sweep();
                 queue = self.queue.lock();
             }
+        }
+    }
+
+    /// Lets go of memory that others may want. Within the gate: closing waits for the driver's calls too.
+    fn sweep(&self) {
+        let gate = self.gate.read();
+        if *gate && !self.shut.load(Ordering::Acquire) {
+            let epoch = self.shared.link.epoch();
+            // A panic is a bug that must not end the thread.
+            drop(catch_unwind(AssertUnwindSafe(|| self.extents.sweep(epoch))));
         }
     }
 
@@ -334,6 +344,9 @@ impl Inner {
     }
 
     fn transfer_batch(&self, side: &DeviceSide, job: &Job, batch: &[usize]) -> Vec<Fate> {
+        if self.extents.is_due() {
+            self.sweep();
+        }
         let mut fates = vec![Fate::Lost; batch.len()];
         let item = |(at, index): (usize, &usize)| {
             let transfer = &job.transfers[*index];

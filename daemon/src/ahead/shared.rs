@@ -21,6 +21,10 @@ use crate::services::{KEYS_PER_CORE_CALL, gather};
 const EVERY: Duration = Duration::from_secs(1);
 /// Parts of contexts that are followed at once.
 const MAX_SHARED: usize = 256;
+/// Of one tenant.
+const MAX_OF_TENANT: usize = MAX_SHARED / 4;
+/// How long a part of which nothing was found is left alone: its blocks are yet to be written.
+const LEFT_ALONE: Duration = Duration::from_secs(5);
 /// Blocks up to one that a step names: of longer prefixes the last so many are held.
 const LONGEST: usize = 4096;
 
@@ -31,6 +35,8 @@ struct Part {
     /// Its last block, once it is known.
     last: Option<BlockKey>,
     until: Instant,
+    /// When it is looked for again, while nothing of it was found.
+    again: Instant,
     steps: u32,
 }
 
@@ -70,10 +76,11 @@ pub(super) async fn look(node: &Arc<Node>, now: Instant) {
         });
         let mut news = Vec::new();
         for (sharing, steps) in wanted {
-            let new = Part { stem: Vec::new(), last: None, until: now + STEM_PATIENCE, steps };
+            let new = Part { stem: Vec::new(), last: None, until: now + STEM_PATIENCE, again: now, steps };
             let part = parts.entry(sharing.clone()).or_insert(new);
             part.steps = steps;
-            if part.last.is_none() && part.until > now {
+            if part.last.is_none() && part.until > now && part.again <= now {
+                part.again = now + LEFT_ALONE;
                 news.push(sharing);
             }
         }
@@ -106,6 +113,12 @@ async fn about_to_run(node: &Arc<Node>, now: Instant) -> BTreeMap<Sharing, u32> 
     }
     let mut most: Vec<(Sharing, u32)> = counts.into_iter().collect();
     most.sort_by_key(|(_, steps)| std::cmp::Reverse(*steps));
+    let mut of_tenants = BTreeMap::new();
+    most.retain(|(sharing, _)| {
+        let count: &mut usize = of_tenants.entry(sharing.tenant.clone()).or_default();
+        *count += 1;
+        *count <= MAX_OF_TENANT
+    });
     most.truncate(MAX_SHARED);
     most.into_iter().collect()
 }

@@ -49,7 +49,7 @@ fn record(node: &Arc<Node>, cluster: &Cluster) -> Option<NodeRecord> {
         id: cluster.id.clone(),
         edition: node.read_core(Core::edition)?,
         state: if node.is_draining() { NodeState::Draining } else { NodeState::Ready },
-        warming: !node.is_draining() && cluster.warming.is_on(),
+        warming: !node.is_draining() && cluster.warming.is_on(node.now()),
         peer: node.peer_address().unwrap_or_default(),
         free_host_bytes: stats.capacity_bytes.saturating_sub(stats.used_bytes),
         packs: node.stores.object.as_ref().map(|o| o.recent_packs()).unwrap_or_default(),

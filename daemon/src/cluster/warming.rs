@@ -38,9 +38,10 @@ struct Inner {
 }
 
 impl Warming {
-    /// Whether this node is still being warmed.
-    pub(crate) fn is_on(&self) -> bool {
-        !self.0.lock().warm
+    /// Whether this node is still being warmed: no longer than [`WARM_UP`], whoever is away.
+    pub(crate) fn is_on(&self, now: Instant) -> bool {
+        let inner = self.0.lock();
+        !inner.warm && now < inner.until.unwrap_or(Instant::ZERO + WARM_UP)
     }
 
     /// The directory said who there is. Answers whether this node is warm since.
@@ -111,13 +112,13 @@ mod tests {
     #[test]
     fn a_node_is_warm_once_all_that_were_there_have_told_it() {
         let (now, warming) = (Instant::ZERO, Warming::default());
-        assert!(warming.is_on());
+        assert!(warming.is_on(now) && !warming.is_on(now + WARM_UP));
         assert!(!warming.told(now, number("a")), "it may be told before it heard who there is");
         assert!(!warming.heard(now, number("own"), &[record("own"), record("a"), record("b"), record("c")]));
         assert!(!warming.told(now, number("b")));
         assert!(!warming.heard(now, number("own"), &[record("a"), record("b"), record("c"), record("later")]));
         assert!(warming.heard(now, number("own"), &[record("a"), record("b")]), "nobody waits for one that went");
-        assert!(!warming.is_on());
+        assert!(!warming.is_on(now));
         assert!(!warming.told(now, number("c")), "it is no news any more");
     }
 

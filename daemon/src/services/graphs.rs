@@ -97,6 +97,8 @@ async fn declare_here(node: &Arc<Node>, name: &GraphName, revision: u64, plan: P
             }
         }
         node.graphs.with(|graphs| graphs.declare(node.now(), name.clone(), (answer.revision, plan)));
+    } else if answer.outcome == Outcome::Missing && revision != 0 {
+        node.graphs.with(|graphs| graphs.removed_ahead(now, name.clone(), revision));
     }
     Ok(answer)
 }
@@ -105,7 +107,9 @@ async fn declare_here(node: &Arc<Node>, name: &GraphName, revision: u64, plan: P
 pub(super) async fn program_ended(node: &Arc<Node>, caller: &Caller, program: &str) -> Result<bool, Status> {
     let mut is_news = false;
     for name in controlled(node, caller, program) {
-        is_news |= declare_here(node, &name, 0, Plan::default()).await?.outcome == Outcome::Applied;
+        // What is declared after it, wherever that is, has a higher revision than what it ends.
+        let ended = node.graphs.with(|graphs| graphs.revision(&name));
+        is_news |= declare_here(node, &name, ended, Plan::default()).await?.outcome == Outcome::Applied;
     }
     Ok(is_news)
 }

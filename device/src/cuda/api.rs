@@ -70,6 +70,8 @@ pub(super) struct CopyAttributes {
 
 /// A success.
 pub(super) const SUCCESS: c_int = 0;
+/// `CUDA_ERROR_UNKNOWN`: nothing more will be asked of the device, but its copies may be under way.
+const UNKNOWN: c_int = 999;
 /// `CUDA_ERROR_OUT_OF_MEMORY`.
 const OUT_OF_MEMORY: c_int = 2;
 /// Answers after which nothing works any more in this process: `DEINITIALIZED`, `ECC_UNCORRECTABLE`,
@@ -164,6 +166,11 @@ functions! {
     /// From 13.0 on, without the place of a failure.
     batch_v2 = "cuMemcpyBatchAsync_v2":
         fn(*const Address, *const Address, *const usize, usize, *const CopyAttributes, *const usize, usize, Handle);
+}
+
+/// Whether an answer means that nothing of the process is under way on the device any more.
+pub(super) fn is_dead(error: &DeviceError) -> bool {
+    matches!(error, DeviceError::Lost { code, .. } if *code != UNKNOWN && *code != SUCCESS)
 }
 
 impl std::fmt::Debug for Api {

@@ -98,13 +98,19 @@ impl Context {
         if self.lost.load(Ordering::Relaxed) {
             return Err(DeviceError::Lost { call: "earlier", code: 0, name: "an earlier call told it".to_owned() });
         }
+        self.enter_anyway()
+    }
+
+    /// As [`Self::enter`], even if the device was given up: what it was given before is still waited for.
+    pub(super) fn enter_anyway(&self) -> Result<Entered<'_>, DeviceError> {
         // SAFETY: the context is retained for as long as `self` lives.
         let code = unsafe { (self.api.context_push)(self.handle) };
         self.check("cuCtxPushCurrent", code)?;
         let mut entered = Entered { context: self, mode: RELAXED };
         // SAFETY: room for one number.
         let code = unsafe { (self.api.capture_mode)(&raw mut entered.mode) };
-        self.check_alone("cuThreadExchangeStreamCaptureMode", code)?;
+        // Such calls tell of earlier failures too.
+        self.check("cuThreadExchangeStreamCaptureMode", code)?;
         Ok(entered)
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::api::Handle;
+use super::api::{Handle, is_dead};
 use super::context::{Context, Event};
 use super::copying::{Copier, Layout};
 use super::pinned::Table;
@@ -22,10 +22,11 @@ use crate::{DeviceError, Done, MAX_IN_FLIGHT, OnEnd, Way, Work};
 
 /// `CU_STREAM_NON_BLOCKING`: it does not wait for the default stream.
 const NON_BLOCKING: c_uint = 1;
-/// How long a device that answers errors, though it is not lost, is asked again for the end of a work.
+/// How long a device may answer errors, though it is not dead, before it is given nothing more.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two questions.
+/// Between two questions, and once nothing more is hoped for.
 const PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Words of the smallest table: the runs of a few blocks.
 const MIN_TABLE_WORDS: usize = 4096;
 
@@ -192,32 +193,35 @@ impl Shared {
         }
     }
 
-    /// Waits until a work has ended: its event was reached, or the stream has nothing more to do. An error that leaves the
-    /// device as it was says nothing of the copies, so it is waited on.
+    /// Waits until a work has ended: its event was reached, or the stream has nothing more to do, or the driver says that
+    /// nothing of this process is under way any more. Any other error says nothing of the copies: they may still be written
+    /// where somebody else will write next, so it is asked again, as long as it takes.
     fn reached(&self, end: Option<&Event>) -> Result<(), DeviceError> {
-        let until = Instant::now() + PATIENCE;
+        let given_up = Instant::now() + PATIENCE;
+        let mut pause = PAUSE;
         loop {
-            let waited = self.context.enter().and_then(|_entered| match end {
+            let waited = self.context.enter_anyway().and_then(|_entered| match end {
                 Some(event) => event.wait().or_else(|_| self.drain()),
                 None => self.drain(),
             });
             match waited {
-                Err(error @ DeviceError::Lost { .. }) => return Err(error),
-                Err(error) if Instant::now() >= until => {
-                    tracing::error!(%error, "the GPU does not tell the end of copies: it is given up");
-                    self.context.lose();
-                    return Err(error);
-                }
-                Err(_) => std::thread::sleep(PAUSE),
                 Ok(()) => return Ok(()),
+                Err(error) if is_dead(&error) => return Err(error),
+                Err(error) => {
+                    if Instant::now() >= given_up && pause < LONGEST_PAUSE {
+                        tracing::error!(%error, "the GPU does not tell the end of copies: it is given nothing more");
+                        self.context.lose();
+                        pause = LONGEST_PAUSE;
+                    }
+                    std::thread::sleep(pause);
+                }
             }
         }
     }
 
     /// Waits for everything that the stream was given.
     fn drain(&self) -> Result<(), DeviceError> {
-        let _entered = self.context.enter()?;
-        // SAFETY: the stream is ours.
+        // SAFETY: the stream is ours; its context is current.
         let code = unsafe { (self.context.api.stream_synchronize)(self.stream) };
         self.context.check("cuStreamSynchronize", code)
     }

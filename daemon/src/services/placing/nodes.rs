@@ -63,7 +63,7 @@ impl Nodes {
         let mut members = members(node);
         let mut named = named(message)?;
         if named.is_empty() {
-            let is_warming = node.cluster.as_ref().is_some_and(|cluster| cluster.warming.is_on());
+            let is_warming = node.cluster.as_ref().is_some_and(|cluster| cluster.warming.is_on(node.now()));
             named = all_ready(&own, node.is_draining() || is_warming, &members);
         }
         let number = |at: usize| u32::try_from(at).expect("nodes are bounded");

@@ -203,6 +203,19 @@ impl Graphs {
         }
     }
 
+    /// The revision of a graph that is in force; zero without one.
+    #[must_use]
+    pub fn revision(&self, name: &GraphName) -> u64 {
+        self.graphs.get(name).map_or(0, |graph| graph.revision)
+    }
+
+    /// A removal that came before what it removes: that is not to come back either.
+    pub fn removed_ahead(&mut self, now: Instant, name: GraphName, revision: u64) {
+        if revision > self.removed.revision(&name) && !self.graphs.contains_key(&name) {
+            self.removed.note(now, name, revision);
+        }
+    }
+
     /// A declaration that was said again: the graph is not silent.
     pub fn hear(&mut self, now: Instant, name: &GraphName) {
         if let Some(graph) = self.graphs.get_mut(name) {

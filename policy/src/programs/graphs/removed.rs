@@ -1,6 +1,6 @@
 //! Graphs that were removed: a declaration that is older and comes late, from another node, does not bring them back.
 //!
-//! *Bounds*: [`MAX_REMOVED`] for [`REMEMBERED`]; the oldest make room. A restart forgets them.
+//! *Bounds*: [`MAX_REMOVED`] for [`REMEMBERED`]; of the tenant that has most the oldest make room. A restart forgets them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use kvtier_types::Instant;
 
 use super::GraphName;
+use crate::holders::Shares;
 
 /// Removed graphs that are remembered: as many as there are graphs.
 const MAX_REMOVED: usize = super::MAX_GRAPHS;
@@ -19,6 +20,7 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 pub(super) struct Removed {
     revisions: BTreeMap<GraphName, (u64, Instant)>,
     order: BTreeSet<(Instant, GraphName)>,
+    shares: Shares<GraphName>,
 }
 
 impl Removed {
@@ -32,24 +34,28 @@ impl Removed {
         let former = self.revisions.insert(name.clone(), (revision, now));
         if let Some((_, at)) = former {
             self.order.remove(&(at, name.clone()));
+            self.shares.remove(&name.tenant, at.as_nanos(), name.clone());
         }
+        self.shares.insert(&name.tenant, now.as_nanos(), name.clone());
         self.order.insert((now, name));
         while self.order.len() > MAX_REMOVED {
-            self.forget_oldest();
+            let Some(oldest) = self.shares.first_to_go().cloned() else { return };
+            self.forget(&oldest);
         }
     }
 
     /// Forgets what is too long ago.
     pub(super) fn expire(&mut self, now: Instant) {
-        while self.order.first().is_some_and(|(at, _)| now.since(*at) > REMEMBERED) {
-            self.forget_oldest();
+        while let Some((_, name)) = self.order.first().filter(|(at, _)| now.since(*at) > REMEMBERED) {
+            let name = name.clone();
+            self.forget(&name);
         }
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((_, name)) = self.order.pop_first() {
-            self.revisions.remove(&name);
-        }
+    fn forget(&mut self, name: &GraphName) {
+        let Some((_, at)) = self.revisions.remove(name) else { return };
+        self.order.remove(&(at, name.clone()));
+        self.shares.remove(&name.tenant, at.as_nanos(), name.clone());
     }
 }
 

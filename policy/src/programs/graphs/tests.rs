@@ -441,6 +441,31 @@ fn a_late_declaration_does_not_bring_a_removed_graph_back() {
 }
 
 #[test]
+fn what_is_declared_after_a_program_ended_has_a_place_wherever_its_end_was_heard_late() {
+    let (mut graphs, mut behind) = (Graphs::default(), Graphs::default());
+    let first = declare(&mut graphs, at(0), "p", &diamond()).revision;
+    behind.declare(at(0), name("p"), (first, plan(&diamond())));
+    // It ends, and is declared anew; elsewhere both are heard later, by a clock that is ahead.
+    graphs.declare(at(1), name("p"), (graphs.revision(&name("p")), Plan::default()));
+    let anew = graphs.check(&name("p"), &plan(&diamond()), 0, first + 5).revision;
+    let ended = behind.check(&name("p"), &Plan::default(), behind.revision(&name("p")), first + 3_600_000);
+    assert_eq!((ended.outcome, ended.revision), (Outcome::Applied, first));
+    behind.declare(at(9), name("p"), (ended.revision, Plan::default()));
+    assert_eq!(behind.check(&name("p"), &plan(&diamond()), anew, 0).outcome, Outcome::Applied);
+    assert_eq!(behind.check(&name("p"), &plan(&diamond()), first, 0).outcome, Outcome::Rejected);
+}
+
+#[test]
+fn a_removal_that_overtakes_its_declaration_is_remembered() {
+    let mut graphs = Graphs::default();
+    assert_eq!(graphs.check(&name("p"), &Plan::default(), 8, 0).outcome, Outcome::Missing);
+    graphs.removed_ahead(at(0), name("p"), 8);
+    graphs.removed_ahead(at(0), name("p"), 3);
+    assert_eq!(graphs.check(&name("p"), &plan(&diamond()), 7, 0).outcome, Outcome::Rejected);
+    assert_eq!(graphs.check(&name("p"), &plan(&diamond()), 9, 0).outcome, Outcome::Applied);
+}
+
+#[test]
 fn a_search_in_parts_finds_what_one_would_and_leaves_out_what_changed() {
     let mut graphs = Graphs::default();
     (0..3000_u64).for_each(|n| drop(declare(&mut graphs, at(n), &n.to_string(), &[step("a", &[], n % 97 + 1)])));
