@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kvtier_policy::Core;
 use kvtier_policy::programs::replicas;
+use kvtier_proto::v1;
 use kvtier_types::{BlockKey, Instant, NodeNumber, TenantId};
 use tokio::time::interval;
 
@@ -29,6 +30,9 @@ const ON_JOINING: usize = 16;
 const LONGEST: usize = 4096;
 /// Copies that were made are not looked for again before.
 const AGAIN: Duration = Duration::from_secs(300);
+/// Copies that could not all be made are tried again after so long, and after twice as long each time, up to [`AGAIN`]: a node
+/// may have been slow, or the directory away.
+const RETRY: Duration = Duration::from_secs(5);
 /// Longest that copying one prefix may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -55,11 +59,36 @@ impl Spread {
     }
 }
 
+/// What was seen to of a prefix.
+#[derive(Debug, Default)]
+struct Seen {
+    copies: usize,
+    /// Until when it is not looked at again for as many.
+    until: Instant,
+    /// Times in a row that they could not all be made.
+    failed: u32,
+}
+
+impl Seen {
+    /// So many copies were to be made, and all were or not.
+    fn note(&mut self, now: Instant, copies: usize, is_done: bool) {
+        self.copies = copies;
+        self.failed = if is_done { 0 } else { self.failed.saturating_add(1) };
+        let pause = RETRY * 2_u32.saturating_pow(self.failed.saturating_sub(1));
+        self.until = now + if is_done { AGAIN } else { pause.min(AGAIN) };
+    }
+
+    /// How many it has, as far as that is not to be looked at again.
+    fn has(&self, now: Instant) -> usize {
+        if now < self.until { self.copies } else { 0 }
+    }
+}
+
 /// What was done so far.
 #[derive(Default)]
 struct Done {
-    /// Copies on other nodes that prefixes have, and when that was seen to.
-    copies: BTreeMap<BlockKey, (usize, Instant)>,
+    /// Copies on other nodes that prefixes have or were to get, and until when that is not looked at again.
+    copies: BTreeMap<BlockKey, Seen>,
     /// Nodes that were here already, with their lives.
     nodes: Option<BTreeSet<(NodeNumber, u64)>>,
     /// Nodes that joined and are yet to be told that all was copied to them.
@@ -86,8 +115,14 @@ async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
     let replicates = node.config.programs.replicate;
     let hot = if replicates { node.read_core(|core| core.hottest(now, MOST)) } else { Vec::new() };
     for newcomer in newcomers(node, &ready, done) {
+        let mut has_all = true;
         for (prefix, _) in hot.iter().take(ON_JOINING) {
-            copy(node, cluster, prefix, (Wish { copies: 1, nodes: vec![newcomer], ahead: true }, Reason::Joined)).await;
+            let wish = Wish { copies: 1, nodes: vec![newcomer], ahead: true };
+            has_all &= copy(node, cluster, prefix, (wish, Reason::Joined)).await;
+        }
+        if !has_all {
+            // It is warm when its time is over.
+            done.untold.remove(&newcomer);
         }
     }
     tell_warm(node, &ready, done).await;
@@ -101,21 +136,22 @@ async fn look(node: &Arc<Node>, cluster: &Cluster, done: &mut Done) {
         let wanted = &mut wanted.entry(prefix).or_default().1;
         *wanted = (*wanted).max(branches);
     }
-    done.copies.retain(|key, (_, at)| wanted.contains_key(key) && now.since(*at) < AGAIN);
+    done.copies.retain(|key, _| wanted.contains_key(key));
     let nodes = u32::try_from(ready.len() + 1).unwrap_or(u32::MAX);
     for (prefix, (rate, branches)) in wanted {
         if node.stopping.is_cancelled() || node.is_draining() {
             return;
         }
         let copies = replicas(rate, branches, nodes).saturating_sub(1) as usize;
-        let has = done.copies.get(&prefix).map_or(0, |(copies, _)| *copies);
+        let has = done.copies.get(&prefix).map_or(0, |seen| seen.has(now));
         if copies <= has {
             continue;
         }
         let reason =
             if replicas(rate, 0, nodes) < replicas(rate, branches, nodes) { Reason::FanOut } else { Reason::Use };
-        done.copies.insert(prefix, (copies, now));
-        copy(node, cluster, &prefix, (Wish { copies, nodes: Vec::new(), ahead: true }, reason)).await;
+        let wish = Wish { copies, nodes: Vec::new(), ahead: true };
+        let is_done = copy(node, cluster, &prefix, (wish, reason)).await;
+        done.copies.entry(prefix).or_default().note(node.now(), copies, is_done);
     }
 }
 
@@ -163,15 +199,40 @@ fn prefix_to(node: &Arc<Node>, last: BlockKey) -> Option<Vec<BlockKey>> {
     (bytes <= node.config.prefetch_budget()).then_some(keys)
 }
 
-async fn copy(node: &Arc<Node>, cluster: &Cluster, prefix: &BlockKey, (wish, reason): (Wish, Reason)) {
-    let Some(keys) = prefix_to(node, *prefix) else { return };
+/// Copies a prefix. Answers whether all copies are there now, or none is to be made.
+async fn copy(node: &Arc<Node>, cluster: &Cluster, prefix: &BlockKey, (wish, reason): (Wish, Reason)) -> bool {
+    let Some(keys) = prefix_to(node, *prefix) else { return true };
     let goals: Vec<_> = keys.into_iter().map(|key| (0, key)).collect();
     let terms = Terms { verb: "Replicate ahead", tenant: TenantId::shared(), total: goals.len() as u64, limit: LIMIT };
     let of_work = Arc::clone(node);
     let begun = Operations::begin(node, terms, |operation| operations::replicate(of_work, operation, goals, wish));
-    let Some(operation) = begun else { return };
+    let Some(operation) = begun else { return false };
     operation.ended(LIMIT).await;
-    let copied = operation.view().bytes;
+    let view = operation.view();
+    let (copied, failed) = (view.bytes, view.failed);
     cluster.spread.0[reason as usize].fetch_add(copied, Ordering::Relaxed);
-    tracing::debug!(%prefix, ?reason, copied, "a shared prefix was copied to other nodes");
+    tracing::debug!(%prefix, ?reason, copied, failed, "a shared prefix was copied to other nodes");
+    view.state() == v1::OperationState::Done && failed == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_copied_is_tried_again_and_ever_more_rarely() {
+        let (mut seen, mut now) = (Seen::default(), Instant::ZERO);
+        assert_eq!(seen.has(now), 0);
+        for pause in [RETRY, RETRY * 2, RETRY * 4] {
+            seen.note(now, 3, false);
+            assert_eq!((seen.has(now), seen.has(now + pause)), (3, 0), "{pause:?}");
+            now = now + pause;
+        }
+        (0..40).for_each(|_| seen.note(now, 3, false));
+        assert_eq!(seen.has(now + AGAIN), 0, "never later than what was made is looked at again");
+        seen.note(now, 3, true);
+        assert_eq!((seen.has(now + RETRY), seen.has(now + AGAIN)), (3, 0));
+        seen.note(now, 2, false);
+        assert_eq!(seen.has(now + RETRY), 0, "what went well is no reason to wait");
+    }
 }
