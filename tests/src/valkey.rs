@@ -26,7 +26,7 @@ pub fn installed() -> Option<(&'static str, &'static str)> {
     };
     let found = PROGRAMS.into_iter().find(|(server, client)| runs(server) && runs(client));
     if found.is_none() {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
     }
     found
 }

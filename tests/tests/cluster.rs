@@ -33,7 +33,7 @@ fn loaded(daemon: &Daemon, origin: &str) -> u64 {
 fn directory() -> Option<Valkey> {
     let valkey = Valkey::start();
     if valkey.is_none() {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
     }
     valkey
 }
@@ -252,7 +252,7 @@ fn bytes_move_over_ucx_where_it_is_asked_for() {
         let transports = b.status().transports;
         let ucx = transports.iter().find(|t| t.kind == "ucx").unwrap();
         if ucx.state.contains("not available") {
-            eprintln!("skipped: {}", ucx.state);
+            eprintln!("SKIPPED: {}", ucx.state);
             return;
         }
         assert_eq!(ucx.state, "ok");

@@ -25,7 +25,7 @@ fn evict(daemon: &Daemon, keys: &[BlockKey]) -> v1::EvictReply {
 /// Two nodes that both have a prompt of 20 blocks, in memory and on disk.
 fn both_have_it() -> Option<(Valkey, [Daemon; 2], Vec<BlockKey>)> {
     let Some(valkey) = Valkey::start() else {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
         return None;
     };
     let nodes = [start("a", &valkey), start("b", &valkey)];

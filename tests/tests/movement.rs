@@ -185,7 +185,7 @@ fn prompts_are_named_by_their_tokens() {
 fn directory() -> Option<Valkey> {
     let valkey = Valkey::start();
     if valkey.is_none() {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
     }
     valkey
 }

@@ -248,7 +248,7 @@ fn placements_of_another_user() {
 #[test]
 fn another_tenant_learns_nothing_of_what_lies_where() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can call as other users");
+        eprintln!("SKIPPED: only root can call as other users");
         return;
     }
     let Some(valkey) = Valkey::start() else { return };

@@ -129,7 +129,7 @@ fn a_daemon_does_not_start_with_a_bad_rules_file() {
 #[test]
 fn tool_definitions_are_copied_to_every_node_and_new_nodes_too() {
     let Some(valkey) = Valkey::start() else {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
         return;
     };
     let start = |id: &str| daemon!(Setup { node_id: id.into(), directory: Some(valkey.url()), ..Setup::default() });

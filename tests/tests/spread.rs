@@ -39,7 +39,7 @@ fn has_all(daemon: &Daemon, prompt: &Prompt) {
 #[test]
 fn what_is_used_often_gets_a_copy_and_so_does_a_node_that_joins() {
     let Some(valkey) = Valkey::start() else {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
         return;
     };
     let (a, mut engine, prompt) = with_prompt(&valkey, "first");
@@ -67,7 +67,7 @@ fn what_is_used_often_gets_a_copy_and_so_does_a_node_that_joins() {
 #[test]
 fn declared_steps_that_share_a_context_are_reason_enough() {
     let Some(valkey) = Valkey::start() else {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
         return;
     };
     let (a, _engine, prompt) = with_prompt(&valkey, "main");
@@ -92,7 +92,7 @@ fn declared_steps_that_share_a_context_are_reason_enough() {
 #[test]
 fn branches_that_are_to_come_are_reason_enough() {
     let Some(valkey) = Valkey::start() else {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
         return;
     };
     let (a, _engine, prompt) = with_prompt(&valkey, "main");

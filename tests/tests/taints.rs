@@ -171,7 +171,7 @@ fn marked_blocks_stay_within_a_budget_and_others_go_first() {
 #[test]
 fn a_taint_reaches_every_node_and_travels_with_the_block() {
     let Some(valkey) = Valkey::start() else {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
         return;
     };
     let [a, b] = ["a", "b"].map(|id| start(id, &valkey, Setup::default()));
@@ -202,7 +202,7 @@ fn a_taint_reaches_every_node_and_travels_with_the_block() {
 #[test]
 fn a_taint_holds_for_what_a_dead_node_left_in_the_object_store() {
     let Some(valkey) = Valkey::start() else {
-        eprintln!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
         return;
     };
     let store = tempfile::tempdir().expect("a directory");

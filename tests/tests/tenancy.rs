@@ -58,7 +58,7 @@ fn calls_of_another_user() {
 #[test]
 fn a_tenant_controls_its_own_blocks_and_no_others() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can call as other users");
+        eprintln!("SKIPPED: only root can call as other users");
         return;
     }
     let sections = "[listen]\nsocket_mode = \"0666\"\n[[tenants]]\nid = \"a\"\nuids = [70001]\nsalts = [\"pepper\"]\n\

@@ -25,7 +25,7 @@ fn start(config: UcxConfig) -> Option<UcxTransport> {
     match UcxTransport::start(config) {
         Ok(transport) => Some(transport),
         Err(TransportError::Unavailable { reason, .. }) => {
-            eprintln!("skipped: {reason}");
+            eprintln!("SKIPPED: {reason}");
             None
         }
         Err(error) => panic!("{error}"),
