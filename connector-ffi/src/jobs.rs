@@ -10,6 +10,7 @@
 //! # Lock order
 //! queue, then a job's progress, then the report queue; the gate and the job table are leaves.
 
+mod batch;
 pub mod job;
 
 use std::collections::{HashMap, VecDeque};
@@ -18,14 +19,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kvtier_memory::copy::Direction;
 use kvtier_memory::fdpass::Access;
 use kvtier_proto::v1;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::copying::device::{Item, Terms};
 use crate::copying::{self, Copied};
-use crate::device::DeviceSide;
 use crate::error::Error;
 use crate::extents::{Extents, Mapped, SWEEP_EVERY};
 use crate::regions::Regions;
@@ -41,10 +39,6 @@ pub const MAX_TRANSFERS: usize = 65_536;
 /// Copy threads where engine memory is a device's: they wait for it, and while one waits the next batch is made ready, in
 /// both directions.
 const DEVICE_THREADS: usize = 4;
-/// Bytes that a thread gives the device at once: large enough that its bus does not idle, small enough to share.
-const BATCH_BYTES: u64 = 16 << 20;
-/// Transfers that a thread gives the device at once.
-const BATCH_TRANSFERS: usize = 1024;
 /// How long closing waits for copies that a device has: it has ended them, or will end nothing any more.
 const DEVICE_CLOSE: Duration = Duration::from_secs(30);
 
@@ -259,13 +253,7 @@ impl Inner {
                     let copied = catch_unwind(AssertUnwindSafe(|| self.transfer(&job, first)));
                     job.finish(first, copied.unwrap_or(Fate::Lost));
                 }
-                Some(side) => {
-                    let batch = batch_from(&job, first);
-                    let copied = catch_unwind(AssertUnwindSafe(|| self.transfer_batch(side, &job, &batch)));
-                    let lost = || vec![Fate::Lost; batch.len()];
-                    let fates = copied.unwrap_or_else(|_| lost());
-                    batch.into_iter().zip(fates).for_each(|(index, fate)| job.finish(index, fate));
-                }
+                Some(side) => self.batch(side, &job, first),
             }
             self.settle(&job);
         }
@@ -301,16 +289,6 @@ impl Inner {
         }
     }
 
-    /// Lets go of memory that others may want. Within the gate: closing waits for the driver's calls too.
-    fn sweep(&self) {
-        let gate = self.gate.read();
-        if *gate && !self.shut.load(Ordering::Acquire) {
-            let epoch = self.shared.link.epoch();
-            // A panic is a bug that must not end the thread.
-            drop(catch_unwind(AssertUnwindSafe(|| self.extents.sweep(epoch))));
-        }
-    }
-
     /// The extent of a transfer, as its job needs it.
     fn extent(&self, job: &Job, transfer: &Transfer) -> Option<Mapped> {
         let shared = &self.shared;
@@ -341,35 +319,6 @@ impl Inner {
         };
         drop(gate);
         self.ended(job, transfer, copied)
-    }
-
-    fn transfer_batch(&self, side: &DeviceSide, job: &Job, batch: &[usize]) -> Vec<Fate> {
-        if self.extents.is_due() {
-            self.sweep();
-        }
-        let mut fates = vec![Fate::Lost; batch.len()];
-        let item = |(at, index): (usize, &usize)| {
-            let transfer = &job.transfers[*index];
-            let extent = self.extent(job, transfer)?;
-            let regions = job.regions.of(transfer.frame.group);
-            Some((at, Item { extent, frame: transfer.frame, regions, block: transfer.block_id }))
-        };
-        let (places, items): (Vec<usize>, Vec<Item<'_>>) = batch.iter().enumerate().filter_map(item).unzip();
-        let direction = if job.kind == Kind::Save { Direction::IntoFrame } else { Direction::FromFrame };
-        let terms = Terms { direction, after: job.after.as_ref(), deadline: job.deadline };
-        let gate = self.gate.read();
-        if !self.may_begin(job, *gate) {
-            return fates;
-        }
-        let copied = copying::device::copy(side, terms, &items);
-        drop(gate);
-        for ((at, item), copied) in places.into_iter().zip(&items).zip(copied) {
-            if matches!((&item.extent, copied), (Mapped::Device(_), Copied::Whole(_))) {
-                self.shared.counters.device_load_bytes.add(item.frame.bytes);
-            }
-            fates[at] = self.ended(job, &job.transfers[batch[at]], copied);
-        }
-        fates
     }
 
     /// A copy ended: a save is sealed.
@@ -433,18 +382,6 @@ impl Inner {
             }
         }
     }
-}
-
-/// Transfers of a job to do at once, from one that was claimed.
-fn batch_from(job: &Job, first: usize) -> Vec<usize> {
-    let mut batch = vec![first];
-    let mut bytes = job.transfers[first].frame.bytes;
-    while bytes < BATCH_BYTES && batch.len() < BATCH_TRANSFERS {
-        let Some(next) = job.claim(Instant::now()) else { break };
-        bytes += job.transfers[next].frame.bytes;
-        batch.push(next);
-    }
-    batch
 }
 
 /// What to tell of a load: nothing of one that was cancelled, since the frame had no part in it.

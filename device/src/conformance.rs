@@ -127,7 +127,8 @@ fn get(device: &dyn Device, from: u64, len: usize) -> Vec<u8> {
     host.bytes().to_vec()
 }
 
-fn noise(len: usize, seed: u64) -> Vec<u8> {
+/// Bytes that look like any, the same for a seed.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
         state ^= state << 13;

@@ -113,18 +113,10 @@ pub fn join(parts: impl IntoIterator<Item = (u64, u64)>) -> u64 {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::conformance::noise;
     use kvtier_memory::checksum::checksum;
-
-    pub(crate) fn noise(len: usize) -> Vec<u8> {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let step = |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state.to_le_bytes()[7]
-        };
-        (0..len).map(step).collect()
-    }
 
     /// As the kernel does it.
     fn raw(bytes: &[u8], tables: &Tables) -> u64 {
@@ -147,7 +139,7 @@ pub(crate) mod tests {
     #[test]
     fn columns_come_to_the_checksum() {
         let tables = Tables::new();
-        let all = noise(usize::try_from(SPAN_BYTES).unwrap() + 4096);
+        let all = noise(usize::try_from(SPAN_BYTES).unwrap() + 4096, 1);
         for len in [8, 64, 2040, 2048, 2056, 4096, 10_000, 65_536] {
             assert_eq!(finish(raw(&all[..len], &tables), len as u64), checksum(&all[..len]), "{len}");
         }

@@ -155,7 +155,7 @@ mod tests {
         for sums in [true, false] {
             let twin = TwinDevice::new(TwinConfig { sums, ..TwinConfig::default() }).unwrap();
             let [from, to] = frames();
-            let sum = from.copy_in(&crate::fold::tests::noise(10_000));
+            let sum = from.copy_in(&crate::conformance::noise(10_000, 3));
             let registered = RegisteredExtent::new(&twin, Arc::clone(from.extent())).unwrap();
             let memory = twin.allocate(1 << 20).unwrap();
             let pool = PoolFrame::new(Arc::clone(&memory), 8192, 10_000).unwrap();

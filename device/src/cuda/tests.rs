@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use super::*;
-use crate::conformance::{self, Bench, HeldStream};
+use crate::conformance::{self, Bench, HeldStream, noise};
 use crate::cuda::held::HeldUp;
-use crate::fold::{SPAN_BYTES, Tables, finish, tests::noise};
+use crate::fold::{SPAN_BYTES, Tables, finish};
 use kvtier_memory::checksum::checksum;
 
 struct CudaBench(Arc<CudaDevice>);
@@ -91,7 +91,7 @@ fn the_kernels_source_computes_the_checksum() {
         .expect("a C++ compiler: scripts/install-deps.sh installs one");
     assert!(built.success(), "kernels.cu compiles for the host");
     let whole = usize::try_from(SPAN_BYTES).unwrap();
-    let bytes = noise(whole + 40_000);
+    let bytes = noise(whole + 40_000, 2);
     let tables = Tables::new();
     let len = [bytes.len() as u64];
     let words = tables.fold.iter().chain(&tables.tail).chain(&len);
