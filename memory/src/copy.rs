@@ -86,6 +86,20 @@ pub unsafe fn copy(runs: &[Run], direction: Direction) {
 /// `at..at + len` must be readable for the whole call, and no other thread of this process may write it meanwhile.
 #[must_use]
 pub unsafe fn checksum(at: *const u8, len: usize) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(wide) = wide::Wide::detect() {
+        // SAFETY: the caller's contract.
+        return unsafe { wide.checksum(at, len) };
+    }
+    // SAFETY: likewise.
+    unsafe { bounced(at, len) }
+}
+
+/// The same on every processor.
+///
+/// # Safety
+/// As for [`checksum`].
+unsafe fn bounced(at: *const u8, len: usize) -> u64 {
     let mut bounce = Bounce([0; BOUNCE_BYTES]);
     let mut checksum = Checksum::new();
     for done in (0..len).step_by(BOUNCE_BYTES) {
@@ -156,6 +170,8 @@ fn store_fence() {}
 #[cfg(target_arch = "x86_64")]
 use x86::{store_fence, streaming};
 
+#[cfg(target_arch = "x86_64")]
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

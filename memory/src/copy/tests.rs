@@ -1,4 +1,4 @@
-use super::{BOUNCE_BYTES, Direction, Run, Tee, checksum, copy, copy_checksummed};
+use super::{BOUNCE_BYTES, Direction, Run, Tee, bounced, checksum, copy, copy_checksummed};
 use proptest::prelude::{any, proptest};
 use proptest::{collection::vec, prop_assert_eq};
 
@@ -73,10 +73,15 @@ fn every_alignment_and_awkward_length_is_copied_exactly() {
 
 #[test]
 fn a_checksum_reads_every_byte_once_in_order() {
-    for len in [0, 1, 4095, 4096, 4097, 100_000] {
-        let bytes = pattern(len, 3);
-        // SAFETY: a whole vector.
-        assert_eq!(unsafe { checksum(bytes.as_ptr(), len) }, naive(&bytes), "{len} bytes");
+    let bytes = pattern(100_000, 3);
+    // Every length at which the way through the kernels differs, and more; from places of every alignment.
+    for len in (0..1700).chain([4095, 4096, 4097, 65_536, 99_000]) {
+        let bytes = &bytes[len % 67..][..len];
+        let expected = naive(bytes);
+        // SAFETY: a whole slice.
+        assert_eq!(unsafe { checksum(bytes.as_ptr(), len) }, expected, "{len} bytes");
+        // SAFETY: likewise.
+        assert_eq!(unsafe { bounced(bytes.as_ptr(), len) }, expected, "{len} bytes through the bounce buffer");
     }
 }
 
