@@ -24,8 +24,10 @@ use kvtier_types::{Expect, Instant, RecordMeta, ShardKey};
 use crate::core::{FetchEnd, MoveId};
 use crate::limits::MAX_SHARDS_PER_EXPORT;
 
-/// Shards of the first export of an idle session.
+/// Shards of the first export of an idle session: their bytes come while the rest is asked for.
 const FIRST_SHARDS: usize = 16;
+/// By how much each answered export of a session that begins lets the next be longer.
+const GROWTH: usize = 4;
 
 /// Bounds of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +173,8 @@ pub struct PeerSession<D> {
     exports: BTreeMap<ExportNumber, Export>,
     actions: VecDeque<SessionAction<D>>,
     asked_bytes: u64,
+    /// Shards that the next export may have: few at first, as many as are allowed once answers came.
+    most: usize,
     next: u64,
 }
 
@@ -184,6 +188,7 @@ impl<D> PeerSession<D> {
             exports: BTreeMap::new(),
             actions: VecDeque::new(),
             asked_bytes: 0,
+            most: FIRST_SHARDS,
             next: 1,
         }
     }
@@ -242,12 +247,17 @@ impl<D> PeerSession<D> {
     }
 
     fn pump(&mut self, now: Instant) {
+        if self.exports.is_empty() {
+            self.most = FIRST_SHARDS;
+        }
         while self.exports.len() < self.config.max_exports.max(1) {
+            // One at a time at first: behind long ones the short one's answer and bytes would wait at both ends.
+            if self.most < self.config.max_shards && self.exports.values().any(|e| !e.granted) {
+                return;
+            }
             let mut shards = Vec::new();
             let mut bytes = 0;
-            // A short first one brings the first bytes while the rest is being asked for.
-            let most = if self.exports.is_empty() { FIRST_SHARDS } else { self.config.max_shards };
-            let limit = most.min(self.config.max_shards).clamp(1, MAX_SHARDS_PER_EXPORT);
+            let limit = self.most.min(self.config.max_shards).clamp(1, MAX_SHARDS_PER_EXPORT);
             while let Some(next) = self.queue.front().filter(|_| shards.len() < limit) {
                 let first = self.asked_bytes == 0 && shards.is_empty();
                 if !first && self.asked_bytes + bytes + next.bytes > self.config.window_bytes {
@@ -295,6 +305,7 @@ impl<D> PeerSession<D> {
             return;
         };
         open.granted = true;
+        self.most = self.most.saturating_mul(GROWTH).min(self.config.max_shards);
         for shard in std::mem::take(&mut open.asked) {
             let answer = answers.next().flatten();
             let Some(shard) = shard else { continue };

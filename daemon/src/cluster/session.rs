@@ -32,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(120);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Longest a release may take; the lease ends by itself anyway.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+/// Most events taken before what follows from them is done.
+const EVENTS_AT_ONCE: usize = 64;
 
 /// What a session is told.
 #[derive(Debug)]
@@ -121,7 +123,13 @@ pub(super) async fn run(
                 Some(command) => driver.take(command),
                 None => return,
             },
-            Some(event) = told.recv() => driver.hear(event),
+            Some(event) = told.recv() => {
+                driver.hear(event);
+                // Ends that came together are told together.
+                for event in std::iter::from_fn(|| told.try_recv().ok()).take(EVENTS_AT_ONCE) {
+                    driver.hear(event);
+                }
+            }
             () = tokio::time::sleep(wait) => {
                 driver.session.expire(driver.node.now());
                 if driver.session.is_idle() && driver.cluster.peers.retire(&peer) {

@@ -61,6 +61,28 @@ fn small_shards_share_an_export_and_the_window_bounds_what_is_asked() {
 }
 
 #[test]
+fn exports_begin_short_and_one_at_a_time() {
+    let config = SessionConfig { window_bytes: 1 << 20, max_exports: 4, max_shards: 100, ..config() };
+    let mut session: PeerSession<u8> = PeerSession::new(config);
+    let shards: Vec<Wanted> = (0..250).map(|n| wanted(n, 1)).collect();
+    session.want_all(at(0), shards.clone());
+    let asked = |session: &mut PeerSession<u8>| -> Vec<(ExportNumber, usize)> {
+        let of = |action| match action {
+            SessionAction::Export { export, keys, .. } => Some((export, keys.len())),
+            _ => None,
+        };
+        drain(session).into_iter().filter_map(of).collect()
+    };
+    let first = asked(&mut session);
+    assert_eq!(first, [(ExportNumber(1), 16)], "nothing else is asked for before the first answer");
+    session.granted(at(1), first[0].0, shards[..16].iter().map(|s| Some((1, meta(s)))).collect());
+    let second = asked(&mut session);
+    assert_eq!(second, [(ExportNumber(2), 64)]);
+    session.granted(at(2), second[0].0, shards[16..80].iter().map(|s| Some((1, meta(s)))).collect());
+    assert_eq!(asked(&mut session), [(ExportNumber(3), 100), (ExportNumber(4), 70)], "then as many as are allowed");
+}
+
+#[test]
 fn a_shard_larger_than_the_window_is_asked_for_alone() {
     let mut session: PeerSession<u8> = PeerSession::new(config());
     session.want_all(at(0), [wanted(1, 1_000), wanted(2, 10)]);
