@@ -15,9 +15,9 @@ use kvtier_proto::{FILE_DESCRIPTOR_SET, MAX_MESSAGE_BYTES};
 use kvtier_storage::BlockStore;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::time::{Instant, interval, timeout};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
-use tonic::transport::server::Router;
+use tonic::transport::server::{Router, TcpIncoming};
 
 use crate::node::Node;
 use crate::services::{AdminService, EngineService, KvCacheService, PeerService, ProgramsService};
@@ -72,7 +72,7 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
         let tcp = tcp.with_context(|| format!("cannot listen on listen.grpc = {address}"))?;
         tracing::info!(bound = %tcp.local_addr()?, "control plane over TCP");
         let router = control(&node, health_service)?;
-        servers.spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopping.cancelled_owned()));
+        servers.spawn(router.serve_with_incoming_shutdown(incoming(tcp), stopping.cancelled_owned()));
     }
     serve_peers(&node, &mut servers).await?;
     tracing::info!(
@@ -107,12 +107,18 @@ async fn serve_peers(node: &Arc<Node>, servers: &mut Servers) -> anyhow::Result<
         let service = PeerServer::new(PeerService { node: Arc::clone(node), cluster: Arc::clone(cluster) })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let router = Server::builder().tcp_nodelay(true).add_service(service);
+        let router = Server::builder().add_service(service);
         let stopping = node.stopping.clone().cancelled_owned();
-        servers.spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(tcp), stopping));
+        servers.spawn(router.serve_with_incoming_shutdown(incoming(tcp), stopping));
         cluster.start(node);
     }
     Ok(())
+}
+
+/// A listener's connections, without Nagle's delay: with it an answer waits for the peer's acknowledgement of the one before,
+/// some 40 ms. The server's own setting of that name does not reach listeners that it did not bind.
+fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
 /// The servers under way.
