@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exposures::Exposures;
 use super::raw::{MAX_PIECES, Piece, send};
-use super::socket::{prepare, receive_hello, send_hello};
+use super::socket::{prepare, receive_hello, send_hello, shorten};
 use super::wire::{Hello, REPLY_BYTES, REQUEST_BYTES, Reply, Request, Status, VERSION, Welcome};
 
 /// Replies that one stream can have unsent.
@@ -89,6 +89,7 @@ impl Server {
             return self.refuse(&mut stream).await;
         };
         prepare(&stream, self.silence)?;
+        shorten(&stream)?;
         tokio::select! {
             () = self.closed.cancelled() => Ok(()),
             ended = self.converse(&mut stream) => ended,
