@@ -1,6 +1,9 @@
-//! What happened to blocks lately: a ring that watchers read from where they left off.
+//! What happened to blocks lately, and whose turn began: two rings that watchers read from where they left off.
 //!
-//! *Bounds*: the latest [`MAX_EVENTS`]; a watcher that is further behind is told that events are lost to it.
+//! Turns have a ring of their own, because programs begin as many of them as they like: they push out each other, and no
+//! event of a block.
+//!
+//! *Bounds*: the latest [`MAX_EVENTS`] of each; a watcher that is further behind is told that events are lost to it.
 
 use std::collections::VecDeque;
 
@@ -8,7 +11,7 @@ use kvtier_types::{BlockKey, SemanticType, TenantId, Tier};
 
 use crate::holders::HolderName;
 
-/// Events that are remembered.
+/// Events that are remembered, of blocks and of turns.
 pub const MAX_EVENTS: usize = 32_768;
 /// Events in one answer.
 pub const MAX_EVENTS_PAGE: usize = 512;
@@ -64,20 +67,40 @@ pub struct Event {
 /// The latest events.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
-    ring: VecDeque<Event>,
+    blocks: Ring,
+    turns: Ring,
     last: u64,
     reason: &'static str,
+}
+
+/// The latest events of some kinds, by their numbers.
+#[derive(Debug, Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    /// The number of the last one that is not remembered any more.
+    forgotten: u64,
+}
+
+impl Ring {
+    fn push(&mut self, event: Event) {
+        if self.events.len() >= MAX_EVENTS {
+            self.forgotten = self.events.pop_front().map_or(self.forgotten, |oldest| oldest.sequence);
+        }
+        self.events.push_back(event);
+    }
+
+    fn after(&self, sequence: u64) -> impl Iterator<Item = &Event> {
+        self.events.range(self.events.partition_point(|event| event.sequence <= sequence)..)
+    }
 }
 
 impl Events {
     /// Notes an event; its number is given here.
     pub(crate) fn push(&mut self, event: Event) {
         self.last += 1;
-        if self.ring.len() >= MAX_EVENTS {
-            self.ring.pop_front();
-        }
         let reason = if event.reason.is_empty() { self.reason } else { event.reason };
-        self.ring.push_back(Event { sequence: self.last, reason, ..event });
+        let ring = if event.kind == EventKind::Turn { &mut self.turns } else { &mut self.blocks };
+        ring.push(Event { sequence: self.last, reason, ..event });
     }
 
     /// A program ended.
@@ -130,14 +153,17 @@ impl Events {
         self.last
     }
 
-    /// Events after a sequence, at most [`MAX_EVENTS_PAGE`], and whether some before them are lost.
-    pub(crate) fn after(&self, sequence: u64) -> (Vec<Event>, bool) {
-        let first = self.last + 1 - self.ring.len() as u64;
+    /// Events after a sequence, turns only if asked for, at most [`MAX_EVENTS_PAGE`], and whether some of them are lost.
+    pub(crate) fn after(&self, sequence: u64, with_turns: bool) -> (Vec<Event>, bool) {
         // A number that was never given out is from another life.
-        let lost = sequence + 1 < first || sequence > self.last;
-        let skip = usize::try_from((sequence + 1).saturating_sub(first)).unwrap_or(usize::MAX);
-        let from = if sequence > self.last { 0 } else { skip };
-        (self.ring.iter().skip(from).take(MAX_EVENTS_PAGE).cloned().collect(), lost)
+        let is_foreign = sequence > self.last;
+        let from = if is_foreign { 0 } else { sequence };
+        let turns = with_turns.then_some(&self.turns);
+        let lost = is_foreign || from < self.blocks.forgotten || turns.is_some_and(|turns| from < turns.forgotten);
+        let turns = turns.into_iter().flat_map(|turns| turns.after(from).take(MAX_EVENTS_PAGE));
+        let mut page: Vec<&Event> = self.blocks.after(from).take(MAX_EVENTS_PAGE).chain(turns).collect();
+        page.sort_unstable_by_key(|event| event.sequence);
+        (page.into_iter().take(MAX_EVENTS_PAGE).cloned().collect(), lost)
     }
 }
 
@@ -152,21 +178,38 @@ mod tests {
     #[test]
     fn a_watcher_goes_on_where_it_was_and_is_told_of_gaps() {
         let mut events = Events::default();
-        assert_eq!(events.after(0), (Vec::new(), false));
+        assert_eq!(events.after(0, true), (Vec::new(), false));
         for n in 0..3 {
             events.program_ended(&name(&format!("p{n}")), "completed");
         }
-        let (seen, lost) = events.after(1);
+        let (seen, lost) = events.after(1, true);
         assert_eq!((seen.iter().map(|e| e.sequence).collect::<Vec<_>>(), lost), (vec![2, 3], false));
-        assert_eq!(events.after(3), (Vec::new(), false));
-        let (all, lost) = events.after(99);
+        assert_eq!(events.after(3, true), (Vec::new(), false));
+        let (all, lost) = events.after(99, true);
         assert_eq!((all.len(), lost), (3, true), "a number of another life");
         for _ in 0..MAX_EVENTS {
             events.program_ended(&name("p"), "completed");
         }
-        assert!(events.after(2).1);
-        let (page, lost) = events.after(3);
+        assert!(events.after(2, true).1);
+        let (page, lost) = events.after(3, true);
         assert_eq!((page.len(), page[0].sequence, lost), (MAX_EVENTS_PAGE, 4, false));
+    }
+
+    #[test]
+    fn turns_push_out_turns_and_no_events_of_blocks() {
+        let mut events = Events::default();
+        events.program_ended(&name("p"), "completed");
+        for _ in 0..=MAX_EVENTS {
+            events.turn_began(&name("busy"), "ready", None);
+        }
+        events.program_ended(&name("q"), "completed");
+        let of = |(page, lost): (Vec<Event>, bool)| (page.iter().map(|e| e.sequence).collect::<Vec<_>>(), lost);
+        let last = events.last();
+        assert_eq!(of(events.after(0, false)), (vec![1, last], false));
+        let (page, lost) = of(events.after(0, true));
+        assert_eq!((page.len(), &page[..3], lost), (MAX_EVENTS_PAGE, &[1, 3, 4][..], true));
+        assert_eq!(of(events.after(last - 2, true)), (vec![last - 1, last], false), "in order");
+        assert_eq!(of(events.after(last, true)), (vec![], false));
     }
 
     #[test]
@@ -176,7 +219,7 @@ mod tests {
         events.program_ended(&name("p"), "");
         events.because(former);
         events.program_ended(&name("p"), "");
-        let reasons: Vec<&str> = events.after(0).0.iter().map(|e| e.reason).collect();
+        let reasons: Vec<&str> = events.after(0, true).0.iter().map(|e| e.reason).collect();
         assert_eq!(reasons, ["evicted", ""]);
     }
 }

@@ -308,9 +308,9 @@ impl Core {
         self.catalog.events.last()
     }
 
-    /// Events after a sequence, in pages, and whether some before them are lost.
+    /// Events after a sequence, turns only if asked for, in pages, and whether some before them are lost.
     #[must_use]
-    pub fn events_after(&self, sequence: u64) -> (Vec<Event>, bool) {
-        self.catalog.events.after(sequence)
+    pub fn events_after(&self, sequence: u64, with_turns: bool) -> (Vec<Event>, bool) {
+        self.catalog.events.after(sequence, with_turns)
     }
 }

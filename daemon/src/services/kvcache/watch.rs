@@ -31,6 +31,10 @@ struct Filter {
 }
 
 impl Filter {
+    fn wants_turns(&self) -> bool {
+        self.kinds.contains(&v1::EventKind::TurnBegan)
+    }
+
     fn wants(&self, event: &Event) -> bool {
         let is_turn = event.kind == EventKind::Turn;
         // Blocks that are shared are everybody's; what runs next is its tenant's own business.
@@ -97,7 +101,7 @@ async fn feed(
         tokio::pin!(happened);
         // Before the look, so that nothing in between is missed.
         happened.as_mut().enable();
-        let (events, gap) = node.read_core(|core| core.events_after(sequence));
+        let (events, gap) = node.read_core(|core| core.events_after(sequence, filter.wants_turns()));
         let more = !events.is_empty();
         sequence = events.last().map_or(sequence, |e| e.sequence);
         lost |= gap;
