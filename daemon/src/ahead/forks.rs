@@ -44,8 +44,8 @@ pub(super) async fn forked(node: &Arc<Node>, name: HolderName, branches: &[Holde
         let branches = u32::try_from(branches.len()).unwrap_or(u32::MAX);
         let fork = Fork { name, stem: held, until: at + STEM_PATIENCE, branches };
         gone.extend(inner.forks.insert(number, fork));
+        inner.changed.insert(number);
     }
-    expect(node, number, at);
     for fork in gone {
         let_go(node, &fork.stem);
     }
@@ -57,7 +57,7 @@ pub(super) async fn blocks(node: &Arc<Node>, name: &HolderName, (parent, waits):
     let (number, of_parent) = (name.number(), parent.number());
     let mut gone = Vec::new();
     let kind_of_it = kind_of(node, name);
-    let changed = {
+    {
         let inner = &mut *node.ahead.inner.lock();
         if waits {
             let dropped = inner.follow(at, (of_parent, kind(name, "")), [number]);
@@ -67,11 +67,8 @@ pub(super) async fn blocks(node: &Arc<Node>, name: &HolderName, (parent, waits):
             inner.joins.called(at, number, kind_of_it);
         }
         let changed = if waits { Some(of_parent) } else { inner.joins.leave(number) };
+        inner.changed.extend(changed);
         gone.extend(changed.into_iter().flat_map(|parent| inner.stem_of(parent)));
-        changed
-    };
-    if let Some(parent) = changed {
-        expect(node, parent, at);
     }
     release(node, &gone).await;
 }
@@ -102,7 +99,7 @@ pub(super) async fn called(node: &Arc<Node>, name: &HolderName, at: Instant) {
 /// A program ended: what its parent waits for is one less.
 pub(super) async fn ended(node: &Arc<Node>, name: &HolderName, kind: Kind, at: Instant) {
     let number = name.number();
-    let (mut gone, mut waits) = (Vec::new(), None);
+    let mut gone = Vec::new();
     {
         let inner = &mut *node.ahead.inner.lock();
         if let Some(fork) = inner.forks.remove(&number) {
@@ -114,11 +111,8 @@ pub(super) async fn ended(node: &Arc<Node>, name: &HolderName, kind: Kind, at: I
                 inner.branches.observe(kind, None, took);
             }
             gone.extend(inner.stem_of(parent));
-            waits = Some(parent);
+            inner.changed.insert(parent);
         }
-    }
-    if let Some(parent) = waits {
-        expect(node, parent, at);
     }
     release(node, &gone).await;
 }
@@ -128,6 +122,13 @@ pub(super) async fn give_up(node: &Arc<Node>, now: Instant) {
     let late = |fork: &mut Fork| if fork.until <= now { std::mem::take(&mut fork.stem) } else { Vec::new() };
     let gone: Vec<BlockKey> = node.ahead.inner.lock().forks.values_mut().flat_map(late).collect();
     release(node, &gone).await;
+}
+
+/// Plans anew for programs whose branches changed since it was last called: once for all that changed of one, because each
+/// plan looks at all branches.
+pub(super) fn plan(node: &Arc<Node>, now: Instant) {
+    let changed = std::mem::take(&mut node.ahead.inner.lock().changed);
+    changed.into_iter().for_each(|number| expect(node, number, now));
 }
 
 /// Plans to bring back the context of a program that forked. The core is asked while nothing here is locked.

@@ -8,7 +8,7 @@
 mod forks;
 mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ struct Inner {
     joins: Joins,
     /// Programs that forked and did not call since.
     forks: BTreeMap<u64, forks::Fork>,
+    /// Programs whose branches changed since they were planned for.
+    changed: BTreeSet<u64>,
     /// What declared steps are about to read.
     shared: shared::Parts,
     /// Bytes a second.
@@ -90,6 +92,7 @@ impl Ahead {
             branches: Durations::default(),
             joins: Joins::default(),
             forks: BTreeMap::new(),
+            changed: BTreeSet::new(),
             shared: shared::Parts::default(),
             rate: FIRST_RATE,
             running: 0,
@@ -146,6 +149,7 @@ pub(crate) async fn run(node: Arc<Node>) {
         if !brings {
             continue;
         }
+        forks::plan(&node, now);
         forks::give_up(&node, now).await;
         shared::look(&node, now).await;
         loop {

@@ -126,8 +126,8 @@ pub struct Costing<'a> {
     columns: Vec<Column>,
     /// What a node that has nothing has to do for each block.
     from_afar: Vec<u8>,
-    /// Blocks that a node has some of.
-    own: FxHashMap<u32, Vec<usize>>,
+    /// Blocks that a node has some of, by their positions, each with where the node has all of its shards from.
+    own: FxHashMap<u32, Vec<(usize, u8)>>,
     /// The ends of a node that has nothing.
     ends_from_afar: Vec<End>,
 }
@@ -158,14 +158,9 @@ impl<'a> Costing<'a> {
         };
         let covered = step.groups.iter().zip(&columns).map(end).max().unwrap_or(0);
         let from_afar = step.blocks.iter().map(|b| b.shards.iter().map(afar).max().unwrap_or(NOWHERE)).collect();
-        let mut own: FxHashMap<u32, Vec<usize>> = FxHashMap::default();
+        let mut own: FxHashMap<u32, Vec<(usize, u8)>> = FxHashMap::default();
         for (at, block) in step.blocks.iter().enumerate() {
-            for (node, _) in block.shards.iter().flat_map(|shard| &shard.on) {
-                let blocks = own.entry(*node).or_default();
-                if blocks.last() != Some(&at) {
-                    blocks.push(at);
-                }
-            }
+            for_holders(block, |node, source| own.entry(node).or_default().push((at, source)));
         }
         let stride = prefix_step(step.groups).unwrap_or(1).max(1);
         let mut this = Self { step, rates, stride, covered, columns, from_afar, own, ends_from_afar: Vec::new() };
@@ -232,12 +227,8 @@ impl<'a> Costing<'a> {
     /// Where a node has each block from, as the place in [`NEAREST_FIRST`]: for all of its shards the furthest.
     fn sources(&self, node: u32) -> Vec<u8> {
         let mut sources = self.from_afar.clone();
-        for at in self.own.get(&node).into_iter().flatten() {
-            let of_shard = |shard: &ShardPlaces| {
-                let own = shard.on.iter().filter(|(holder, _)| *holder == node).map(|(_, tier)| place_of(*tier)).min();
-                own.map_or_else(|| afar(shard), |own| own.min(afar_of_others(shard, node)))
-            };
-            sources[*at] = self.step.blocks[*at].shards.iter().map(of_shard).max().unwrap_or(NOWHERE);
+        for (at, source) in self.own.get(&node).into_iter().flatten() {
+            sources[*at] = *source;
         }
         sources
     }
@@ -341,10 +332,34 @@ fn afar(shard: &ShardPlaces) -> u8 {
     }
 }
 
-/// The same for a node that has it in its packs only, when others have it nearer.
-fn afar_of_others(shard: &ShardPlaces, node: u32) -> u8 {
-    let nearer = shard.on.iter().any(|(holder, tier)| *holder != node && *tier < Tier::Object);
-    if nearer { place_in(Origin::Peer) } else { NOWHERE }
+/// Tells of every node that has some shard of a block where it has the block from: for all of its shards the furthest. One
+/// look at each copy: many nodes may have a block.
+fn for_holders(block: &BlockPlaces, mut tell: impl FnMut(u32, u8)) {
+    let mut copies: Vec<(u32, usize, Tier)> = Vec::new();
+    for (shard, places) in block.shards.iter().enumerate() {
+        copies.extend(places.on.iter().map(|(node, tier)| (*node, shard, *tier)));
+    }
+    copies.sort_unstable();
+    let near = |places: &ShardPlaces| places.on.iter().filter(|(_, tier)| *tier < Tier::Object).count();
+    // Of each shard: where it is had from by those who have nothing of it, and how many have it nearer than packs.
+    let shards: Vec<(u8, usize)> = block.shards.iter().map(|places| (afar(places), near(places))).collect();
+    for of_node in copies.chunk_by(|one, next| one.0 == next.0) {
+        let mut rest = of_node;
+        let mut furthest = 0;
+        for (shard, (from_afar, near)) in shards.iter().enumerate() {
+            let (own, others) = rest.split_at(rest.partition_point(|copy| copy.1 == shard));
+            rest = others;
+            let source = match own.first() {
+                None => *from_afar,
+                Some((_, _, tier)) => {
+                    let elsewhere = own.iter().filter(|copy| copy.2 < Tier::Object).count() < *near;
+                    place_of(*tier).min(if elsewhere { place_in(Origin::Peer) } else { NOWHERE })
+                }
+            };
+            furthest = furthest.max(source);
+        }
+        tell(of_node[0].0, furthest);
+    }
 }
 
 fn column(blocks: &[BlockPlaces], group: usize) -> Column {

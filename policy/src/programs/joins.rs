@@ -27,6 +27,16 @@ struct Fork {
     at: Instant,
     /// Branches that did not end.
     running: BTreeMap<u64, Branch>,
+    /// How many of them did not call.
+    silent: usize,
+}
+
+impl Fork {
+    fn remove(&mut self, branch: u64) -> Option<Branch> {
+        let branch = self.running.remove(&branch)?;
+        self.silent -= usize::from(branch.began.is_none());
+        Some(branch)
+    }
 }
 
 /// Forks by the number of the program that forked.
@@ -46,15 +56,20 @@ impl Joins {
         (program, kind): (u64, Kind),
         branches: impl IntoIterator<Item = u64>,
     ) -> Vec<u64> {
-        let mut fork = self.take(program).unwrap_or(Fork { at: now, running: BTreeMap::new() });
+        let new = || Fork { at: now, running: BTreeMap::new(), silent: 0 };
+        let mut fork = self.forks.remove(&program).unwrap_or_else(new);
+        self.oldest.remove(&(fork.at, program));
         fork.at = now;
-        self.parents.extend(fork.running.keys().map(|branch| (*branch, program)));
         for branch in branches.into_iter().filter(|branch| *branch != program).take(MAX_BRANCHES) {
-            if self.parents.get(&branch) != Some(&program) {
-                self.leave(branch);
+            let former = self.parents.insert(branch, program);
+            if former == Some(program) {
+                continue;
             }
-            self.parents.insert(branch, program);
-            fork.running.entry(branch).or_insert(Branch { began: None, kind });
+            if let Some(former) = former.and_then(|former| self.forks.get_mut(&former)) {
+                former.remove(branch);
+            }
+            fork.running.insert(branch, Branch { began: None, kind });
+            fork.silent += 1;
         }
         if fork.running.is_empty() {
             return Vec::new();
@@ -73,33 +88,35 @@ impl Joins {
     /// A program called, and is of a kind. Answers with the one whose branch it is, should this have been its first call.
     pub fn called(&mut self, now: Instant, branch: u64, kind: Kind) -> Option<u64> {
         let parent = *self.parents.get(&branch)?;
-        let branch = self.forks.get_mut(&parent)?.running.get_mut(&branch)?;
+        let fork = self.forks.get_mut(&parent)?;
+        let branch = fork.running.get_mut(&branch)?;
         branch.kind = kind;
         if branch.began.is_some() {
             return None;
         }
         branch.began = Some(now);
+        fork.silent -= 1;
         Some(parent)
     }
 
     /// A branch ended. Answers with the program that forked it, and how long the branch took since its first call.
     pub fn ended(&mut self, now: Instant, branch: u64) -> Option<(u64, Option<Duration>)> {
         let parent = self.parents.remove(&branch)?;
-        let ended = self.forks.get_mut(&parent)?.running.remove(&branch)?;
+        let ended = self.forks.get_mut(&parent)?.remove(branch)?;
         Some((parent, ended.began.map(|at| now.since(at))))
     }
 
     /// A branch is none any more: its program does not wait for it. Answers with that program.
     pub fn leave(&mut self, branch: u64) -> Option<u64> {
         let parent = self.parents.remove(&branch)?;
-        self.forks.get_mut(&parent)?.running.remove(&branch);
+        self.forks.get_mut(&parent)?.remove(branch);
         Some(parent)
     }
 
     /// Whether every branch of a program has called or ended.
     #[must_use]
     pub fn all_called(&self, program: u64) -> bool {
-        self.forks.get(&program).is_none_or(|fork| fork.running.values().all(|branch| branch.began.is_some()))
+        self.forks.get(&program).is_none_or(|fork| fork.silent == 0)
     }
 
     /// When the last branch of a program will have ended, from now on, where `left` says it of one of a kind that took so long
@@ -232,6 +249,10 @@ mod tests {
                 let known: Vec<(u64, u64)> = joins.parents.iter().map(|(b, p)| (*b, *p)).collect();
                 assert_eq!(sorted, known);
                 assert_eq!(joins.oldest.len(), joins.forks.len());
+                for (program, fork) in &joins.forks {
+                    let silent = fork.running.values().filter(|branch| branch.began.is_none()).count();
+                    assert_eq!((fork.silent, joins.all_called(*program)), (silent, silent == 0));
+                }
             }
         }
     }
