@@ -54,7 +54,7 @@ fn what_is_used_often_gets_a_copy_and_so_does_a_node_that_joins() {
     // It is offered once it has what was meant for it, and on a machine that is this slow after a while.
     let ready = || {
         let reply = c.control().nodes().ok()?;
-        reply.nodes.iter().all(|n| n.state == "ready" && reply.nodes.len() == 3).then_some(())
+        (reply.nodes.len() == 3 && reply.nodes.iter().all(|n| n.state == "ready")).then_some(())
     };
     until("the node that joined to be warm", ready);
     let keys = Shape::default().keys(0, &prompt);
