@@ -24,8 +24,6 @@ use kvtier_types::{Expect, Instant, RecordMeta, ShardKey};
 use crate::core::{FetchEnd, MoveId};
 use crate::limits::MAX_SHARDS_PER_EXPORT;
 
-/// Shards of the first export of an idle session: their bytes come while the rest is asked for.
-const FIRST_SHARDS: usize = 16;
 /// By how much each answered export of a session that begins lets the next be longer.
 const GROWTH: usize = 4;
 
@@ -38,6 +36,8 @@ pub struct SessionConfig {
     pub max_exports: usize,
     /// Shards in one export.
     pub max_shards: usize,
+    /// Shards in the first exports of an idle session: their bytes come while the rest is asked for.
+    pub first_shards: usize,
     /// How long leases are asked for.
     pub ttl: Duration,
     /// How much earlier than the owner the reader takes a lease for ended.
@@ -52,6 +52,7 @@ impl Default for SessionConfig {
             window_bytes: 64 << 20,
             max_exports: 4,
             max_shards: 256,
+            first_shards: 16,
             ttl: Duration::from_secs(15),
             margin: Duration::from_secs(1),
             answer: Duration::from_secs(3),
@@ -165,6 +166,13 @@ struct Export {
     bytes: u64,
 }
 
+impl Export {
+    /// Whether somebody waits for its answer.
+    fn is_awaited(&self) -> bool {
+        !self.granted && self.asked.iter().any(Option::is_some)
+    }
+}
+
 /// A session.
 #[derive(Debug)]
 pub struct PeerSession<D> {
@@ -188,7 +196,7 @@ impl<D> PeerSession<D> {
             exports: BTreeMap::new(),
             actions: VecDeque::new(),
             asked_bytes: 0,
-            most: FIRST_SHARDS,
+            most: config.first_shards,
             next: 1,
         }
     }
@@ -248,16 +256,15 @@ impl<D> PeerSession<D> {
 
     fn pump(&mut self, now: Instant) {
         if self.exports.is_empty() {
-            self.most = FIRST_SHARDS;
+            self.most = self.config.first_shards;
         }
         while self.exports.len() < self.config.max_exports.max(1) {
-            // One at a time at first: behind long ones the short one's answer and bytes would wait at both ends.
-            if self.most < self.config.max_shards && self.exports.values().any(|e| !e.granted) {
-                return;
-            }
+            // At first, only short ones beside one that is not answered: its answer and bytes would wait behind long ones.
+            let is_new = self.most < self.config.max_shards && self.exports.values().any(Export::is_awaited);
+            let most = if is_new { self.config.first_shards } else { self.most };
             let mut shards = Vec::new();
             let mut bytes = 0;
-            let limit = self.most.min(self.config.max_shards).clamp(1, MAX_SHARDS_PER_EXPORT);
+            let limit = most.min(self.config.max_shards).clamp(1, MAX_SHARDS_PER_EXPORT);
             while let Some(next) = self.queue.front().filter(|_| shards.len() < limit) {
                 let first = self.asked_bytes == 0 && shards.is_empty();
                 if !first && self.asked_bytes + bytes + next.bytes > self.config.window_bytes {
@@ -332,8 +339,19 @@ impl<D> PeerSession<D> {
         self.fail_asked(export, if gone { FetchEnd::Gone } else { FetchEnd::Failed });
         if !gone {
             self.actions.push_back(SessionAction::Unreachable);
+            self.give_up_queue();
         }
         self.pump(now);
+    }
+
+    /// What is queued for a peer that does not answer is had elsewhere, if it can be, instead of being asked for in vain.
+    fn give_up_queue(&mut self) {
+        if self.exports.values().any(|e| e.granted) {
+            return;
+        }
+        for shard in self.queue.drain(..) {
+            self.actions.push_back(SessionAction::Ended { id: shard.id, end: FetchEnd::Failed });
+        }
     }
 
     fn fail_asked(&mut self, export: ExportNumber, end: FetchEnd) {
@@ -384,11 +402,14 @@ impl<D> PeerSession<D> {
         }
         let silent: Vec<ExportNumber> =
             self.exports.iter().filter(|(_, e)| !e.granted && e.answer_by <= now).map(|(n, _)| *n).collect();
-        for export in silent {
-            self.fail_asked(export, FetchEnd::Failed);
+        for export in &silent {
+            self.fail_asked(*export, FetchEnd::Failed);
             self.actions.push_back(SessionAction::Unreachable);
             // It may have been granted all the same.
-            self.actions.push_back(SessionAction::Release { export });
+            self.actions.push_back(SessionAction::Release { export: *export });
+        }
+        if !silent.is_empty() {
+            self.give_up_queue();
         }
         for export in self.exports.values_mut() {
             for (id, reading) in &mut export.reading {

@@ -33,6 +33,7 @@ pub(crate) const SESSION: SessionConfig = SessionConfig {
     window_bytes: 6 * crate::memory::BLOCK,
     max_exports: 2,
     max_shards: 4,
+    first_shards: 2,
     ttl: Duration::from_millis(2500),
     margin: Duration::from_millis(200),
     answer: Duration::from_millis(600),

@@ -32,8 +32,8 @@ const IDLE: Duration = Duration::from_secs(120);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Longest a release may take; the lease ends by itself anyway.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
-/// Most events taken before what follows from them is done.
-const EVENTS_AT_ONCE: usize = 64;
+/// Most reads whose ends are told together: each may let the core begin others.
+const ENDS_AT_ONCE: usize = 16;
 
 /// What a session is told.
 #[derive(Debug)]
@@ -124,10 +124,11 @@ pub(super) async fn run(
                 None => return,
             },
             Some(event) = told.recv() => {
-                driver.hear(event);
-                // Ends that came together are told together.
-                for event in std::iter::from_fn(|| told.try_recv().ok()).take(EVENTS_AT_ONCE) {
-                    driver.hear(event);
+                let mut is_read = driver.hear(event);
+                for _ in 1..ENDS_AT_ONCE {
+                    // Only reads: what follows from anything else comes before what is heard next.
+                    let Some(event) = is_read.then(|| told.try_recv().ok()).flatten() else { break };
+                    is_read = driver.hear(event);
                 }
             }
             () = tokio::time::sleep(wait) => {
@@ -157,10 +158,12 @@ impl Driver {
         }
     }
 
-    fn hear(&mut self, event: Event) {
+    /// Takes an event in; answers whether it was the end of a read.
+    fn hear(&mut self, event: Event) -> bool {
         let now = self.node.now();
         match event {
             Event::Granted(export, lease, answers) => {
+                self.act();
                 self.leases.insert(export, lease);
                 self.node.with_core(|core, now| core.called(now, self.peer.0, true));
                 self.session.granted(now, export, answers);
@@ -172,8 +175,10 @@ impl Driver {
                     self.progress.read_bytes.fetch_add(*bytes, Ordering::Relaxed);
                 }
                 self.session.read_ended(now, export, id, end);
+                return true;
             }
         }
+        false
     }
 
     fn act(&mut self) {

@@ -61,25 +61,58 @@ fn small_shards_share_an_export_and_the_window_bounds_what_is_asked() {
 }
 
 #[test]
-fn exports_begin_short_and_one_at_a_time() {
-    let config = SessionConfig { window_bytes: 1 << 20, max_exports: 4, max_shards: 100, ..config() };
+fn exports_begin_short_and_grow_once_they_are_answered() {
+    let config = SessionConfig { window_bytes: 1 << 20, max_exports: 3, max_shards: 100, ..config() };
     let mut session: PeerSession<u8> = PeerSession::new(config);
     let shards: Vec<Wanted> = (0..250).map(|n| wanted(n, 1)).collect();
     session.want_all(at(0), shards.clone());
-    let asked = |session: &mut PeerSession<u8>| -> Vec<(ExportNumber, usize)> {
-        let of = |action| match action {
-            SessionAction::Export { export, keys, .. } => Some((export, keys.len())),
-            _ => None,
-        };
-        drain(session).into_iter().filter_map(of).collect()
+    assert_eq!(asked(&mut session), [(1, 16), (2, 16), (3, 16)], "short ones wait behind nothing long");
+    let answer = |session: &mut PeerSession<u8>, export: u64, of: &[Wanted]| {
+        session.granted(at(1), ExportNumber(export), of.iter().map(|s| Some((1, meta(s)))).collect());
+        for shard in of {
+            let checksum = meta(shard).checksum;
+            session.read_ended(at(1), ExportNumber(export), shard.id, ReadEnd::Arrived { checksum });
+        }
     };
-    let first = asked(&mut session);
-    assert_eq!(first, [(ExportNumber(1), 16)], "nothing else is asked for before the first answer");
-    session.granted(at(1), first[0].0, shards[..16].iter().map(|s| Some((1, meta(s)))).collect());
-    let second = asked(&mut session);
-    assert_eq!(second, [(ExportNumber(2), 64)]);
-    session.granted(at(2), second[0].0, shards[16..80].iter().map(|s| Some((1, meta(s)))).collect());
-    assert_eq!(asked(&mut session), [(ExportNumber(3), 100), (ExportNumber(4), 70)], "then as many as are allowed");
+    answer(&mut session, 1, &shards[..16]);
+    assert_eq!(asked(&mut session), [(4, 16)], "others are not answered yet");
+    answer(&mut session, 2, &shards[16..32]);
+    assert_eq!(asked(&mut session), [(5, 100)], "as long as is allowed, now that the peer answers");
+}
+
+#[test]
+fn shards_that_are_wanted_behind_a_slow_export_are_asked_for_at_once() {
+    let mut session: PeerSession<u8> = PeerSession::new(SessionConfig { max_exports: 2, ..config() });
+    session.want(at(0), wanted(1, 10));
+    session.want_all(at(1), [wanted(2, 10), wanted(3, 10)]);
+    assert_eq!(asked(&mut session), [(1, 1), (2, 2)]);
+}
+
+#[test]
+fn what_waits_for_a_peer_that_does_not_answer_is_given_up_with_what_was_asked() {
+    for is_refused in [true, false] {
+        let mut session: PeerSession<u8> = PeerSession::new(SessionConfig { max_exports: 1, ..config() });
+        session.want_all(at(0), (1..=40).map(|n| wanted(n, 1)));
+        assert_eq!(asked(&mut session), [(1, 16)]);
+        match is_refused {
+            true => session.refused(at(1), ExportNumber(1), false),
+            false => session.expire(at(0) + SessionConfig::default().answer),
+        }
+        let actions = drain(&mut session);
+        let failed = |a: &&SessionAction<u8>| matches!(a, SessionAction::Ended { end: FetchEnd::Failed, .. });
+        assert_eq!(actions.iter().filter(failed).count(), 40, "{actions:?}");
+        assert_eq!(actions.iter().filter(|a| matches!(a, SessionAction::Unreachable)).count(), 1);
+        assert!(session.is_idle());
+    }
+}
+
+/// Numbers of exports asked for since, and how many shards each has.
+fn asked(session: &mut PeerSession<u8>) -> Vec<(u64, usize)> {
+    let of = |action| match action {
+        SessionAction::Export { export, keys, .. } => Some((export.0, keys.len())),
+        _ => None,
+    };
+    drain(session).into_iter().filter_map(of).collect()
 }
 
 #[test]
