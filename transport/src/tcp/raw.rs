@@ -10,7 +10,6 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use kvtier_memory::{FramePin, IoBuf};
 use parking_lot::RwLock;
@@ -58,19 +57,6 @@ pub(super) fn send(socket: BorrowedFd<'_>, pieces: &[Piece<'_>]) -> io::Result<u
 pub(super) fn recv(socket: BorrowedFd<'_>, into: &mut [u8]) -> io::Result<usize> {
     let (got, _) = rustix::net::recv(socket, into, rustix::net::RecvFlags::DONTWAIT)?;
     Ok(got)
-}
-
-/// How long the peer's last acknowledgement took on its way, as far as the kernel smoothed it; `None` if it does not say.
-pub(super) fn round_trip(socket: BorrowedFd<'_>) -> Option<Duration> {
-    // SAFETY: all-zero is a valid `tcp_info`: numbers.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut len = libc::socklen_t::try_from(size_of_val(&info)).expect("a short struct");
-    // SAFETY: room for `len` bytes at `info`, of which the kernel fills as many as it knows of.
-    let got = unsafe {
-        let into = (&raw mut info).cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &raw mut len)
-    };
-    (got == 0 && info.tcpi_rtt > 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
 }
 
 /// Memory of a read while it lasts: several parts fill it, possibly at the same time.

@@ -89,7 +89,7 @@ impl Server {
             return self.refuse(&mut stream).await;
         };
         prepare(&stream, self.silence)?;
-        shorten(&stream)?;
+        shorten(&stream);
         tokio::select! {
             () = self.closed.cancelled() => Ok(()),
             ended = self.converse(&mut stream) => ended,

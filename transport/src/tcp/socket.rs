@@ -1,20 +1,16 @@
 //! Options and the handshake of a stream.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::raw::round_trip;
 use super::wire::{HELLO_BYTES, Hello, MAGIC};
 
-/// A peer is near when an acknowledgement takes less: a stream with [`NEAR_BUFFER_BYTES`] still moves over 1 GB a second.
-const NEAR: Duration = Duration::from_micros(100);
-/// What a stream to a near peer has sent and not acknowledged, and about to be sent; the kernel takes it twice, for its own.
-const NEAR_BUFFER_BYTES: usize = 128 << 10;
+/// What a stream within this host has sent and not delivered; the kernel takes it twice, for its own.
+const HOST_BUFFER_BYTES: usize = 128 << 10;
 /// Keepalive probes unanswered before an idle link counts as cut.
 const KEEPALIVE_PROBES: u32 = 3;
 
@@ -31,14 +27,13 @@ pub(super) fn prepare(stream: &TcpStream, silence: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Shortens a stream's send buffer where its peer is near. What lies there for long leaves the cache before it is sent, and a
-/// kernel that grows buffers by itself lets megabytes lie there, which costs a third of the speed on loopback; a peer that is
-/// further away needs them to fill its link.
-pub(super) fn shorten(stream: &TcpStream) -> io::Result<()> {
-    if round_trip(stream.as_fd()).is_some_and(|took| took < NEAR) {
-        sockopt::set_socket_send_buffer_size(stream, NEAR_BUFFER_BYTES)?;
+/// Shortens the send buffer of a stream that does not leave this host. The kernel lets megabytes lie in it there, which leave
+/// the cache before they are read: a quarter of the speed. Over a network it sizes buffers by what the link holds.
+pub(super) fn shorten(stream: &TcpStream) {
+    let is_here = matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(peer)) if own.ip() == peer.ip());
+    if is_here && let Err(error) = sockopt::set_socket_send_buffer_size(stream, HOST_BUFFER_BYTES) {
+        tracing::debug!(%error, "a stream keeps its send buffer");
     }
-    Ok(())
 }
 
 pub(super) async fn send_hello(stream: &mut TcpStream, hello: Hello) -> io::Result<()> {
@@ -65,16 +60,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn streams_to_near_peers_have_short_send_buffers() {
+    async fn streams_within_a_host_have_short_send_buffers() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let _peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let took = round_trip(stream.as_fd()).expect("the kernel knows it from the handshake");
-        let before = sockopt::socket_send_buffer_size(&stream).unwrap();
-        shorten(&stream).unwrap();
-        let after = sockopt::socket_send_buffer_size(&stream).unwrap();
-        eprintln!("{took:?} {before} {after}");
-        // The handshake can take long on a machine that has much else to do.
-        assert_eq!(after, if took < NEAR { 2 * NEAR_BUFFER_BYTES } else { before });
+        shorten(&stream);
+        assert!(sockopt::socket_send_buffer_size(&stream).unwrap() <= 2 * HOST_BUFFER_BYTES);
     }
 }

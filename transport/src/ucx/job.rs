@@ -28,6 +28,9 @@ use crate::{ReadDone, ReadTerms, TransportError};
 /// Bytes whose checksum is computed before other tasks of the runtime's thread get their turn: some 40 us of it.
 const SUM_BYTES: usize = 1 << 20;
 
+/// A block with no more bytes is small: its checksum takes less than waking its reader.
+const SMALL_BYTES: usize = 256 << 10;
+
 /// A read.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -74,10 +77,13 @@ impl Job {
         self.given_up.load(Ordering::Acquire)
     }
 
-    /// The first `bytes` have arrived. When these are all, no operation holds the buffer any more.
+    /// The first `bytes` have arrived. When these are all, no operation holds the buffer any more, and the reader of
+    /// a small block hears of it with the confirmation.
     pub(super) fn arrive(&self, bytes: usize) {
         self.arrived.store(bytes, Ordering::Release);
-        self.reader.wake();
+        if bytes < self.len || self.len > SMALL_BYTES {
+            self.reader.wake();
+        }
     }
 
     /// All bytes arrived from a peer that was still there after: it ended well.
