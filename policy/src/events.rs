@@ -153,16 +153,19 @@ impl Events {
         self.last
     }
 
-    /// Events after a sequence, turns only if asked for, at most [`MAX_EVENTS_PAGE`], and whether some of them are lost.
-    pub(crate) fn after(&self, sequence: u64, with_turns: bool) -> (Vec<Event>, bool) {
+    /// Events after a sequence, turns only if asked for, at most [`MAX_EVENTS_PAGE`], and the number of the last of them that
+    /// is lost, if any is.
+    pub(crate) fn after(&self, sequence: u64, with_turns: bool) -> (Vec<Event>, Option<u64>) {
         // A number that was never given out is from another life.
         let is_foreign = sequence > self.last;
         let from = if is_foreign { 0 } else { sequence };
         let turns = with_turns.then_some(&self.turns);
-        let lost = is_foreign || from < self.blocks.forgotten || turns.is_some_and(|turns| from < turns.forgotten);
+        let forgotten = self.blocks.forgotten.max(turns.map_or(0, |turns| turns.forgotten));
+        let lost = if is_foreign { Some(self.last) } else { Some(forgotten).filter(|forgotten| from < *forgotten) };
         let turns = turns.into_iter().flat_map(|turns| turns.after(from).take(MAX_EVENTS_PAGE));
         let mut page: Vec<&Event> = self.blocks.after(from).take(MAX_EVENTS_PAGE).chain(turns).collect();
-        page.sort_unstable_by_key(|event| event.sequence);
+        // Two runs that are in order.
+        page.sort_by_key(|event| event.sequence);
         (page.into_iter().take(MAX_EVENTS_PAGE).cloned().collect(), lost)
     }
 }
@@ -178,21 +181,21 @@ mod tests {
     #[test]
     fn a_watcher_goes_on_where_it_was_and_is_told_of_gaps() {
         let mut events = Events::default();
-        assert_eq!(events.after(0, true), (Vec::new(), false));
+        assert_eq!(events.after(0, true), (Vec::new(), None));
         for n in 0..3 {
             events.program_ended(&name(&format!("p{n}")), "completed");
         }
         let (seen, lost) = events.after(1, true);
-        assert_eq!((seen.iter().map(|e| e.sequence).collect::<Vec<_>>(), lost), (vec![2, 3], false));
-        assert_eq!(events.after(3, true), (Vec::new(), false));
+        assert_eq!((seen.iter().map(|e| e.sequence).collect::<Vec<_>>(), lost), (vec![2, 3], None));
+        assert_eq!(events.after(3, true), (Vec::new(), None));
         let (all, lost) = events.after(99, true);
-        assert_eq!((all.len(), lost), (3, true), "a number of another life");
+        assert_eq!((all.len(), lost), (3, Some(3)), "a number of another life");
         for _ in 0..MAX_EVENTS {
             events.program_ended(&name("p"), "completed");
         }
-        assert!(events.after(2, true).1);
+        assert_eq!(events.after(2, true).1, Some(3));
         let (page, lost) = events.after(3, true);
-        assert_eq!((page.len(), page[0].sequence, lost), (MAX_EVENTS_PAGE, 4, false));
+        assert_eq!((page.len(), page[0].sequence, lost), (MAX_EVENTS_PAGE, 4, None));
     }
 
     #[test]
@@ -203,13 +206,13 @@ mod tests {
             events.turn_began(&name("busy"), "ready", None);
         }
         events.program_ended(&name("q"), "completed");
-        let of = |(page, lost): (Vec<Event>, bool)| (page.iter().map(|e| e.sequence).collect::<Vec<_>>(), lost);
+        let of = |(page, lost): (Vec<Event>, Option<u64>)| (page.iter().map(|e| e.sequence).collect::<Vec<_>>(), lost);
         let last = events.last();
-        assert_eq!(of(events.after(0, false)), (vec![1, last], false));
+        assert_eq!(of(events.after(0, false)), (vec![1, last], None));
         let (page, lost) = of(events.after(0, true));
-        assert_eq!((page.len(), &page[..3], lost), (MAX_EVENTS_PAGE, &[1, 3, 4][..], true));
-        assert_eq!(of(events.after(last - 2, true)), (vec![last - 1, last], false), "in order");
-        assert_eq!(of(events.after(last, true)), (vec![], false));
+        assert_eq!((page.len(), &page[..3], lost), (MAX_EVENTS_PAGE, &[1, 3, 4][..], Some(2)));
+        assert_eq!(of(events.after(last - 2, true)), (vec![last - 1, last], None), "in order");
+        assert_eq!(of(events.after(last, true)), (vec![], None));
     }
 
     #[test]

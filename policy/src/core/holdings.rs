@@ -308,9 +308,9 @@ impl Core {
         self.catalog.events.last()
     }
 
-    /// Events after a sequence, turns only if asked for, in pages, and whether some before them are lost.
+    /// Events after a sequence, turns only if asked for, in pages, and the number of the last of them that is lost, if any is.
     #[must_use]
-    pub fn events_after(&self, sequence: u64, with_turns: bool) -> (Vec<Event>, bool) {
+    pub fn events_after(&self, sequence: u64, with_turns: bool) -> (Vec<Event>, Option<u64>) {
         self.catalog.events.after(sequence, with_turns)
     }
 }

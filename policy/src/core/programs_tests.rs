@@ -319,7 +319,7 @@ fn events_say_what_happened_and_why() {
     let before = f.0.core.last_event();
     f.signal("left", SignalKind::Cancellation, &[]);
     let (events, lost) = f.0.core.events_after(before, true);
-    assert!(!lost);
+    assert_eq!(lost, None);
     let removed: Vec<(&str, Option<Tier>)> =
         events.iter().filter(|e| e.kind == crate::EventKind::Removed).map(|e| (e.reason, e.tier)).collect();
     assert_eq!(removed.len(), 6);

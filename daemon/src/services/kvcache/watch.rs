@@ -95,7 +95,7 @@ async fn feed(
     sender: mpsc::Sender<Result<v1::WatchReply, Status>>,
 ) {
     let node = &seat.0;
-    let mut first = true;
+    let (mut first, mut told) = (true, 0);
     loop {
         let happened = node.happened.notified();
         tokio::pin!(happened);
@@ -104,7 +104,9 @@ async fn feed(
         let (events, gap) = node.read_core(|core| core.events_after(sequence, filter.wants_turns()));
         let more = !events.is_empty();
         sequence = events.last().map_or(sequence, |e| e.sequence);
-        lost |= gap;
+        // Pages of older events that are still there come after the gap was told.
+        lost |= gap.is_some_and(|last| last > told);
+        told = told.max(gap.unwrap_or(0));
         let events: Vec<v1::BlockEvent> = events.into_iter().filter(|e| filter.wants(e)).map(wire).collect();
         if first || lost || !events.is_empty() {
             let reply = v1::WatchReply { incarnation: node.incarnation, sequence, lost, events };
