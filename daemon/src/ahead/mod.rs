@@ -211,7 +211,10 @@ async fn hear(node: &Arc<Node>, event: ProgramEvent) {
         }
         ProgramEvent::Forked { name, branches, at } => forks::forked(node, name, &branches, at).await,
         ProgramEvent::Called { name, at } => forks::called(node, &name, at).await,
-        ProgramEvent::GoesOn { .. } => {}
+        ProgramEvent::GoesOn { name } => {
+            // It was told to go on: that it waits for nobody any more is no news.
+            node.ahead.inner.lock().changed.remove(&name.number());
+        }
         ProgramEvent::Blocks { name, parent, waits, at } => forks::blocks(node, &name, (parent, waits), at).await,
         ProgramEvent::Ended { name, role, at } => {
             let number = name.number();
