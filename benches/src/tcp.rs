@@ -1,5 +1,8 @@
 //! The TCP transport over loopback against plain sockets: as many connections, touched memory of the same size at both ends.
 //!
+//! The transport shortens send buffers of streams within a host. Plain sockets have what the kernel gives them; beside that
+//! they are shown with buffers as short.
+//!
 //! A thread for each end of each plain connection; the transport on a runtime's workers, as in a daemon, with a window of
 //! reads under way and every checksum compared.
 
@@ -24,6 +27,8 @@ use crate::stats::Round;
 /// Asked for and not received: what a node onboarding a prefix has under way.
 const WINDOW_BYTES: usize = 32 << 20;
 const STREAMS: usize = 4;
+/// As the transport has them.
+const SHORT_BUFFER_BYTES: usize = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 const FLOOR: Floor = Floor::Ratio(0.9);
 
@@ -34,26 +39,30 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     for (name, block) in [("tcp read of 2 MiB blocks", 2 << 20), ("tcp read of 64 KiB blocks", 64 << 10)] {
         let ours = Arc::new(runtime.block_on(Ours::start(block, memory))?);
         let mut plain = Plain { from: vec![1; memory], into: vec![2; memory] };
-        let mut taken = Vec::new();
-        // The first round maps and connects, and is not counted.
-        for number in 0..=rounds {
-            let read = || -> anyhow::Result<f64> {
-                let (begin, ours) = (Instant::now(), Arc::clone(&ours));
-                runtime.block_on(runtime.spawn(async move { ours.read(bytes).await }))??;
-                Ok(begin.elapsed().as_secs_f64())
-            };
-            let round = if number % 2 == 0 {
-                let baseline_s = plain.send(block, bytes)?;
-                Round { subject_s: read()?, baseline_s }
-            } else {
-                let subject_s = read()?;
-                Round { subject_s, baseline_s: plain.send(block, bytes)? }
-            };
-            if number > 0 {
-                taken.push(round);
+        for (baseline, send_buffer, floor) in
+            [("plain sockets", None, FLOOR), ("with short buffers", Some(SHORT_BUFFER_BYTES), Floor::None)]
+        {
+            let mut taken = Vec::new();
+            // The first round maps and connects, and is not counted.
+            for number in 0..=rounds {
+                let read = || -> anyhow::Result<f64> {
+                    let (begin, ours) = (Instant::now(), Arc::clone(&ours));
+                    runtime.block_on(runtime.spawn(async move { ours.read(bytes).await }))??;
+                    Ok(begin.elapsed().as_secs_f64())
+                };
+                let round = if number % 2 == 0 {
+                    let baseline_s = plain.send(block, bytes, send_buffer)?;
+                    Round { subject_s: read()?, baseline_s }
+                } else {
+                    let subject_s = read()?;
+                    Round { subject_s, baseline_s: plain.send(block, bytes, send_buffer)? }
+                };
+                if number > 0 {
+                    taken.push(round);
+                }
             }
+            report.add(Row::ratio(name, (bytes as u64, &taken), baseline, floor));
         }
-        report.add(Row::ratio(name, (bytes as u64, &taken), "plain sockets", FLOOR));
     }
     Ok(())
 }
@@ -66,12 +75,15 @@ struct Plain {
 
 impl Plain {
     /// Seconds of sending so many bytes over connections that are there.
-    fn send(&mut self, block: usize, bytes: usize) -> anyhow::Result<f64> {
+    fn send(&mut self, block: usize, bytes: usize, send_buffer: Option<usize>) -> anyhow::Result<f64> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let connect = |_| -> std::io::Result<_> {
             let socket = TcpStream::connect(address)?;
             socket.set_nodelay(true)?;
+            if let Some(bytes) = send_buffer {
+                rustix::net::sockopt::set_socket_send_buffer_size(&socket, bytes)?;
+            }
             Ok((socket, listener.accept()?.0))
         };
         let sockets = (0..STREAMS).map(connect).collect::<std::io::Result<Vec<_>>>()?;
