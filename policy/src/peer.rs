@@ -26,6 +26,8 @@ use crate::limits::MAX_SHARDS_PER_EXPORT;
 
 /// By how much each answered export of a session that begins lets the next be longer.
 const GROWTH: usize = 4;
+/// How long the first export of an idle session has the peer for itself: a few round trips. Its first bytes are waited for.
+const HEAD_START: Duration = Duration::from_millis(5);
 
 /// Bounds of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +161,7 @@ struct Export {
     /// Reads under way.
     reading: BTreeMap<MoveId, Reading>,
     granted: bool,
+    asked_at: Instant,
     /// Until when an answer is waited for.
     answer_by: Instant,
     /// Until when what is read counts.
@@ -214,7 +217,8 @@ impl<D> PeerSession<D> {
             let reads = e.reading.values().filter(|r| !r.told).map(|r| r.shard.deadline.min(e.lease_ends));
             reads.chain((!e.granted).then_some(e.answer_by))
         });
-        queued.chain(open).min()
+        let head_start = self.head_start_ends().filter(|_| !self.queue.is_empty());
+        queued.chain(open).chain(head_start).min()
     }
 
     /// Whether nothing is wanted or under way.
@@ -259,8 +263,11 @@ impl<D> PeerSession<D> {
             self.most = self.config.first_shards;
         }
         while self.exports.len() < self.config.max_exports.max(1) {
-            // At first, only short ones beside one that is not answered: its answer and bytes would wait behind long ones.
+            // At first nothing beside one that is not answered, whose answer and bytes would wait; then only short ones.
             let is_new = self.most < self.config.max_shards && self.exports.values().any(Export::is_awaited);
+            if self.head_start_ends().is_some_and(|end| now < end) {
+                return;
+            }
             let most = if is_new { self.config.first_shards } else { self.most };
             let mut shards = Vec::new();
             let mut bytes = 0;
@@ -280,6 +287,12 @@ impl<D> PeerSession<D> {
         }
     }
 
+    /// Until when nothing is asked for beside the first export.
+    fn head_start_ends(&self) -> Option<Instant> {
+        let alone = self.exports.values().next().filter(|only| self.exports.len() == 1 && only.is_awaited())?;
+        (self.most == self.config.first_shards).then_some(alone.asked_at + HEAD_START)
+    }
+
     fn ask(&mut self, now: Instant, shards: Vec<Wanted>, bytes: u64) {
         let export = ExportNumber(self.next);
         self.next += 1;
@@ -293,6 +306,7 @@ impl<D> PeerSession<D> {
                 asked: shards.into_iter().map(Some).collect(),
                 reading: BTreeMap::new(),
                 granted: false,
+                asked_at: now,
                 answer_by: now + answer,
                 lease_ends: now + self.config.ttl.saturating_sub(self.config.margin),
                 bytes,

@@ -135,7 +135,12 @@ pub trait Transport: Debug + Send + Sync {
     /// What a peer needs to connect; at most [`MAX_ADDRESS_BYTES`], opaque.
     fn address(&self) -> Bytes;
 
-    /// Lets peers read a frame's bytes until the answer is dropped. Does not wait.
+    /// Whether [`Self::expose`] may wait for the system, to register memory.
+    fn expose_waits(&self) -> bool {
+        false
+    }
+
+    /// Lets peers read a frame's bytes until the answer is dropped.
     ///
     /// # Errors
     /// [`TransportError`] when there are too many exposures or the memory cannot be registered.

@@ -210,13 +210,14 @@ impl PeerService {
         let Ok(()) = self.node.wait_until(Instant::now() + limit, arrived).await;
     }
 
-    /// Makes frames readable. Registering memory may take a while, so it happens off the runtime.
+    /// Makes frames readable, off the runtime where that takes a while.
     async fn expose(
         &self,
         transport: Arc<dyn Transport>,
         answers: Vec<Exported>,
     ) -> Result<(Vec<v1::ExportedShard>, Vec<Box<dyn Exposure>>), Status> {
         let arena = self.node.arena.clone();
+        let waits = transport.expose_waits();
         let expose = move || {
             let mut exposures = Vec::new();
             let mut failure = None;
@@ -245,8 +246,11 @@ impl PeerService {
             });
             (shards.collect(), exposures, failure)
         };
-        let (shards, exposures, failure): (Vec<_>, _, _) =
-            tokio::task::spawn_blocking(expose).await.map_err(|_| Status::internal("exposing frames failed"))?;
+        let (shards, exposures, failure): (Vec<_>, _, _) = if waits {
+            tokio::task::spawn_blocking(expose).await.map_err(|_| Status::internal("exposing frames failed"))?
+        } else {
+            expose()
+        };
         if let Some(error) = failure {
             tracing::warn!(error, "some frames could not be made readable for a peer");
         }

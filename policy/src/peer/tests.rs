@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use kvtier_types::{BlockHints, BlockKey, Instant, LayoutId, NamespaceId, RecordMeta, ShardKey, TenantId};
 
-use super::{ExportNumber, PeerSession, ReadEnd, SessionAction, SessionConfig, Wanted};
+use super::{ExportNumber, HEAD_START, PeerSession, ReadEnd, SessionAction, SessionConfig, Wanted};
 use crate::core::{FetchEnd, MoveId};
 
 fn at(millis: u64) -> Instant {
@@ -66,7 +66,11 @@ fn exports_begin_short_and_grow_once_they_are_answered() {
     let mut session: PeerSession<u8> = PeerSession::new(config);
     let shards: Vec<Wanted> = (0..250).map(|n| wanted(n, 1)).collect();
     session.want_all(at(0), shards.clone());
-    assert_eq!(asked(&mut session), [(1, 16), (2, 16), (3, 16)], "short ones wait behind nothing long");
+    assert_eq!(asked(&mut session), [(1, 16)], "the first one has the peer for itself");
+    let end = session.poll_timeout().unwrap();
+    assert_eq!(end, at(0) + HEAD_START);
+    session.expire(end);
+    assert_eq!(asked(&mut session), [(2, 16), (3, 16)], "short ones wait behind nothing long");
     let answer = |session: &mut PeerSession<u8>, export: u64, of: &[Wanted]| {
         session.granted(at(1), ExportNumber(export), of.iter().map(|s| Some((1, meta(s)))).collect());
         for shard in of {
@@ -84,8 +88,10 @@ fn exports_begin_short_and_grow_once_they_are_answered() {
 fn shards_that_are_wanted_behind_a_slow_export_are_asked_for_at_once() {
     let mut session: PeerSession<u8> = PeerSession::new(SessionConfig { max_exports: 2, ..config() });
     session.want(at(0), wanted(1, 10));
-    session.want_all(at(1), [wanted(2, 10), wanted(3, 10)]);
-    assert_eq!(asked(&mut session), [(1, 1), (2, 2)]);
+    session.want(at(0), wanted(2, 10));
+    assert_eq!(asked(&mut session), [(1, 1)], "a few milliseconds later");
+    session.want(at(5), wanted(3, 10));
+    assert_eq!(asked(&mut session), [(2, 2)]);
 }
 
 #[test]

@@ -119,6 +119,10 @@ impl Transport for UcxTransport {
         self.address.clone()
     }
 
+    fn expose_waits(&self) -> bool {
+        true
+    }
+
     /// The first exposure of an extent registers it, which waits for UCX to pin its pages.
     fn expose(&self, frame: FramePin) -> Result<Box<dyn Exposure>, TransportError> {
         let exposed = &self.shared.counters.exposed;
