@@ -161,7 +161,6 @@ struct Export {
     /// Reads under way.
     reading: BTreeMap<MoveId, Reading>,
     granted: bool,
-    asked_at: Instant,
     /// Until when an answer is waited for.
     answer_by: Instant,
     /// Until when what is read counts.
@@ -186,6 +185,8 @@ pub struct PeerSession<D> {
     asked_bytes: u64,
     /// Shards that the next export may have: few at first, as many as are allowed once answers came.
     most: usize,
+    /// Until when nothing is asked for beside the first export.
+    head_start: Option<Instant>,
     next: u64,
 }
 
@@ -200,6 +201,7 @@ impl<D> PeerSession<D> {
             actions: VecDeque::new(),
             asked_bytes: 0,
             most: config.first_shards,
+            head_start: None,
             next: 1,
         }
     }
@@ -217,7 +219,7 @@ impl<D> PeerSession<D> {
             let reads = e.reading.values().filter(|r| !r.told).map(|r| r.shard.deadline.min(e.lease_ends));
             reads.chain((!e.granted).then_some(e.answer_by))
         });
-        let head_start = self.head_start_ends().filter(|_| !self.queue.is_empty());
+        let head_start = self.head_start.filter(|_| !self.queue.is_empty());
         queued.chain(open).chain(head_start).min()
     }
 
@@ -262,12 +264,16 @@ impl<D> PeerSession<D> {
         if self.exports.is_empty() {
             self.most = self.config.first_shards;
         }
+        // At first nothing beside an export that is not answered, whose answer and bytes would wait; then only short ones.
+        if self.head_start.is_some_and(|end| now < end) && self.exports.values().any(Export::is_awaited) {
+            return;
+        }
+        self.head_start = None;
         while self.exports.len() < self.config.max_exports.max(1) {
-            // At first nothing beside one that is not answered, whose answer and bytes would wait; then only short ones.
-            let is_new = self.most < self.config.max_shards && self.exports.values().any(Export::is_awaited);
-            if self.head_start_ends().is_some_and(|end| now < end) {
+            if self.head_start.is_some() {
                 return;
             }
+            let is_new = self.most < self.config.max_shards && self.exports.values().any(Export::is_awaited);
             let most = if is_new { self.config.first_shards } else { self.most };
             let mut shards = Vec::new();
             let mut bytes = 0;
@@ -287,16 +293,13 @@ impl<D> PeerSession<D> {
         }
     }
 
-    /// Until when nothing is asked for beside the first export.
-    fn head_start_ends(&self) -> Option<Instant> {
-        let alone = self.exports.values().next().filter(|only| self.exports.len() == 1 && only.is_awaited())?;
-        (self.most == self.config.first_shards).then_some(alone.asked_at + HEAD_START)
-    }
-
     fn ask(&mut self, now: Instant, shards: Vec<Wanted>, bytes: u64) {
         let export = ExportNumber(self.next);
         self.next += 1;
         self.asked_bytes += bytes;
+        if self.exports.is_empty() {
+            self.head_start = Some(now + HEAD_START);
+        }
         let keys = shards.iter().map(|w| w.key).collect();
         let latest = shards.iter().map(|w| w.deadline).max().unwrap_or(now);
         let answer = self.config.answer.min(latest.since(now));
@@ -306,7 +309,6 @@ impl<D> PeerSession<D> {
                 asked: shards.into_iter().map(Some).collect(),
                 reading: BTreeMap::new(),
                 granted: false,
-                asked_at: now,
                 answer_by: now + answer,
                 lease_ends: now + self.config.ttl.saturating_sub(self.config.margin),
                 bytes,

@@ -71,6 +71,7 @@ fn exports_begin_short_and_grow_once_they_are_answered() {
     assert_eq!(end, at(0) + HEAD_START);
     session.expire(end);
     assert_eq!(asked(&mut session), [(2, 16), (3, 16)], "short ones wait behind nothing long");
+    assert!(session.poll_timeout().unwrap() > end, "it has passed");
     let answer = |session: &mut PeerSession<u8>, export: u64, of: &[Wanted]| {
         session.granted(at(1), ExportNumber(export), of.iter().map(|s| Some((1, meta(s)))).collect());
         for shard in of {
