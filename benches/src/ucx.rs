@@ -6,8 +6,8 @@
 //! Over shared memory it reads another kind of memory: what UCX allocated itself and the reader maps, so that its read is
 //! one memcpy of the whole working set, long enough for libc to bypass the cache. Ours is in memfds that engines map too,
 //! which UCX does not know how to map: of such memory UCX 1.13 sends messages of 8 KiB instead (`UCX_LOG_LEVEL=info` shows a
-//! lane for `rma` over `posix` and none over `cma`), so every byte is copied twice. So one thread's memcpy of the same
-//! blocks between the same kind of memory is shown beside it.
+//! lane for `rma` over `posix` and none over `cma`), so every byte is copied twice. So two more baselines are shown beside
+//! it: `ucx_perftest` over memory that UCX only registered, as ours is, and one thread's memcpy of the same blocks.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -66,7 +66,7 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     }
     let memory = setting.working_set_bytes();
     for tls in [SOCKETS, SHARED_MEMORY] {
-        if let Err(error) = perftest(tls, memory, 1) {
+        if let Err(error) = perftest(tls, memory, 1, &[]) {
             report.note(format!("skipped: UCX over {tls}, which {PERFTEST} cannot: {error:#}"));
             continue;
         }
@@ -77,6 +77,8 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
             let taken = rounds(&terms, memory, count, Baseline::Perftest)?;
             report.add(Row::ratio(&row, (memory, &taken), PERFTEST, FLOOR));
             if tls == SHARED_MEMORY {
+                let taken = rounds(&terms, memory, SHOWN_ROUNDS, Baseline::Registered)?;
+                report.add(Row::ratio(&row, (memory, &taken), "perftest, registered", Floor::None));
                 let taken = rounds(&terms, memory, SHOWN_ROUNDS, Baseline::Memcpy)?;
                 report.add(Row::ratio(&row, (memory, &taken), "memcpy", Floor::None));
             }
@@ -89,6 +91,8 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Baseline {
     Perftest,
+    /// The same, over memory that UCX did not allocate.
+    Registered,
     Memcpy,
 }
 
@@ -102,7 +106,8 @@ fn rounds(terms: &Terms, bytes: u64, count: u32, baseline: Baseline) -> anyhow::
     for number in 0..count {
         let baseline = || match baseline {
             // Messages in a row: perftest's own start is not in its figures.
-            Baseline::Perftest => Ok::<_, anyhow::Error>(bytes as f64 / perftest(&terms.tls, bytes, 3)?),
+            Baseline::Perftest => Ok::<_, anyhow::Error>(bytes as f64 / perftest(&terms.tls, bytes, 3, &[])?),
+            Baseline::Registered => Ok(bytes as f64 / perftest(&terms.tls, bytes, 3, &[("UCX_ALLOC_PRIO", "mmap")])?),
             Baseline::Memcpy => Ok(memcpy(&runs)),
         };
         let round = if number % 2 == 0 {
@@ -207,12 +212,13 @@ impl Reader {
     }
 }
 
-/// Bytes a second that `ucx_perftest` reads in messages of `bytes`.
-fn perftest(tls: &str, bytes: u64, messages: u32) -> anyhow::Result<f64> {
+/// Bytes a second that `ucx_perftest` reads in messages of `bytes`, with more of UCX's settings.
+fn perftest(tls: &str, bytes: u64, messages: u32, settings: &[(&str, &str)]) -> anyhow::Result<f64> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
     let command = || {
         let mut command = Command::new(PERFTEST);
         command.env("UCX_TLS", tls).env("UCX_MM_ERROR_HANDLING", "y").env("UCX_WARN_UNUSED_ENV_VARS", "n");
+        command.envs(settings.iter().copied());
         command.args(["-p", &port]).stdin(Stdio::null()).stderr(Stdio::null());
         command
     };

@@ -4,7 +4,7 @@
 //! ```text
 //! want -> [queue] -> Export -> granted -> Read .. Read -> Release
 //!                       |          each read's end is told once: Ended
-//!                       refused, silent -> Ended for all its shards
+//!                       refused, silent -> Ended for all its shards, and for those queued if nothing else was granted
 //! ```
 //!
 //! *Invariants*
