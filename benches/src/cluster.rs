@@ -1,8 +1,9 @@
 //! Two nodes and a directory: 1,000 blocks of 64 KiB written on one node and looked up on the other, which never saw them.
 //!
-//! Node b has had all of its host memory in use before. The clock starts when the lookup is submitted. *First byte*: node b's status counts bytes read from peers; it counts a
-//! block when the block has arrived, and is asked every [`LOOK_EVERY`], so what is shown is an upper bound. *In memory*: the
-//! lookup is answered, with all tokens, after as many bytes were read as the prefix has.
+//! Node b has had all of its host memory in use before. The clock starts when the lookup is submitted. *First byte*: node b's
+//! status counts bytes read from peers; it counts a block when the block has arrived, and is asked every [`LOOK_EVERY`], so
+//! what is shown is an upper bound. *In memory*: the lookup is answered, with all tokens, after as many bytes were read as the
+//! prefix has.
 
 use std::time::{Duration, Instant};
 

@@ -16,6 +16,7 @@
 //! as many threads, in files of the same state, in rounds that alternate. The table has the median of the rounds' ratios and
 //! their spread. Checksums are on: they are what the subject does more than the baseline.
 
+mod alternate;
 mod catalog;
 mod cluster;
 mod daemon;

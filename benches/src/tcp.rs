@@ -15,20 +15,18 @@ use anyhow::{Context, anyhow, ensure};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use kvtier_memory::{FramePin, IoBuf};
-use kvtier_transport::tcp::{TcpConfig, TcpTransport};
+use kvtier_transport::tcp::{HOST_BUFFER_BYTES, TcpConfig, TcpTransport};
 use kvtier_transport::{Exposure, Link, ReadTerms, Transport};
 use tokio_util::sync::CancellationToken;
 
 use crate::Setting;
+use crate::alternate::round;
 use crate::frames::frames;
 use crate::report::{Floor, Report, Row};
-use crate::stats::Round;
 
 /// Asked for and not received: what a node onboarding a prefix has under way.
 const WINDOW_BYTES: usize = 32 << 20;
 const STREAMS: usize = 4;
-/// As the transport has them.
-const SHORT_BUFFER_BYTES: usize = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 const FLOOR: Floor = Floor::Ratio(0.9);
 
@@ -40,7 +38,7 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
         let ours = Arc::new(runtime.block_on(Ours::start(block, memory))?);
         let mut plain = Plain { from: vec![1; memory], into: vec![2; memory] };
         for (baseline, send_buffer, floor) in
-            [("plain sockets", None, FLOOR), ("with short buffers", Some(SHORT_BUFFER_BYTES), Floor::None)]
+            [("plain sockets", None, FLOOR), ("with short buffers", Some(HOST_BUFFER_BYTES), Floor::None)]
         {
             let mut taken = Vec::new();
             // The first round maps and connects, and is not counted.
@@ -50,13 +48,7 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
                     runtime.block_on(runtime.spawn(async move { ours.read(bytes).await }))??;
                     Ok(begin.elapsed().as_secs_f64())
                 };
-                let round = if number % 2 == 0 {
-                    let baseline_s = plain.send(block, bytes, send_buffer)?;
-                    Round { subject_s: read()?, baseline_s }
-                } else {
-                    let subject_s = read()?;
-                    Round { subject_s, baseline_s: plain.send(block, bytes, send_buffer)? }
-                };
+                let round = round(number, read, || plain.send(block, bytes, send_buffer))?;
                 if number > 0 {
                     taken.push(round);
                 }

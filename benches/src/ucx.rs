@@ -26,6 +26,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::Setting;
+use crate::alternate::round;
 use crate::frames::frames;
 use crate::raw::memcpy;
 use crate::report::{Floor, Report, Row};
@@ -110,14 +111,7 @@ fn rounds(terms: &Terms, bytes: u64, count: u32, baseline: Baseline) -> anyhow::
             Baseline::Registered => Ok(bytes as f64 / perftest(&terms.tls, bytes, 3, &[("UCX_ALLOC_PRIO", "mmap")])?),
             Baseline::Memcpy => Ok(memcpy(&runs)),
         };
-        let round = if number % 2 == 0 {
-            let baseline_s = baseline()?;
-            Round { subject_s: reader.read(&runtime)?, baseline_s }
-        } else {
-            let subject_s = reader.read(&runtime)?;
-            Round { subject_s, baseline_s: baseline()? }
-        };
-        taken.push(round);
+        taken.push(round(number, || reader.read(&runtime), baseline)?);
     }
     reader.close(&runtime);
     Ok(taken)

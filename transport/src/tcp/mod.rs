@@ -41,6 +41,7 @@ use address::{Address, other_version};
 use exposures::Exposures;
 use link::{Setup, TcpLink};
 use server::{Server, ServerCounters};
+pub use socket::HOST_BUFFER_BYTES;
 use socket::{prepare, receive_hello, send_hello};
 use wire::{Hello, Welcome, token};
 

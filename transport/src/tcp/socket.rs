@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use super::wire::{HELLO_BYTES, Hello, MAGIC};
 
 /// What a stream within this host has sent and not delivered; the kernel takes it twice, for its own.
-const HOST_BUFFER_BYTES: usize = 128 << 10;
+pub const HOST_BUFFER_BYTES: usize = 128 << 10;
 /// Keepalive probes unanswered before an idle link counts as cut.
 const KEEPALIVE_PROBES: u32 = 3;
 
