@@ -13,56 +13,14 @@
 //!
 //! Pinned by `columns_come_to_the_checksum` and, for the kernel's own source, `the_kernels_source_computes_the_checksum`.
 
-/// CRC-64/NVME's polynomial, reflected.
-const POLYNOMIAL: u64 = 0x9a6c_9329_ac4b_c9b5;
-/// `x^0`.
-const ONE: u64 = 1 << 63;
+use kvtier_memory::polynomial::{ONE, multiply, power};
+
 /// Columns: threads of a block of the kernel.
 pub const COLUMNS: usize = 256;
 /// Longest span that one block of the kernel takes.
 pub const SPAN_BYTES: u64 = 64 << 10;
 /// Values of a nibble.
 const NIBBLE: usize = 16;
-
-/// `a * b`, reduced.
-#[must_use]
-pub const fn multiply(a: u64, mut b: u64) -> u64 {
-    let mut product = 0;
-    let mut bit = ONE;
-    while bit != 0 {
-        if a & bit != 0 {
-            product ^= b;
-        }
-        b = if b & 1 == 0 { b >> 1 } else { (b >> 1) ^ POLYNOMIAL };
-        bit >>= 1;
-    }
-    product
-}
-
-/// `x^(2^k)`, reduced: lengths of frames have few bits, so that their powers take few products.
-const SQUARES: [u64; 64] = {
-    let mut squares = [ONE >> 1; 64];
-    let mut k = 1;
-    while k < 64 {
-        squares[k] = multiply(squares[k - 1], squares[k - 1]);
-        k += 1;
-    }
-    squares
-};
-
-/// `x^exponent`, reduced.
-#[must_use]
-pub const fn power(exponent: u64) -> u64 {
-    let mut result = ONE;
-    let mut k = 0;
-    while k < 64 {
-        if (exponent >> k) & 1 == 1 {
-            result = multiply(result, SQUARES[k]);
-        }
-        k += 1;
-    }
-    result
-}
 
 /// The tables of the kernel.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ mod frame;
 mod generations;
 mod mapping;
 pub mod plan;
+pub mod polynomial;
 pub mod slab;
 
 pub use buffer::{AlignedBuf, IoBuf};

@@ -19,8 +19,8 @@ use std::arch::x86_64::{
 };
 use std::ptr;
 
-/// The polynomial, reflected, without its highest term.
-const POLYNOMIAL: u64 = 0x9a6c_9329_ac4b_c9b5;
+use crate::polynomial::{power, times_x};
+
 /// A running value's start, and what turns its end into the checksum.
 const INVERT: u64 = u64::MAX;
 /// Registers folded at once, so that a multiplication need not wait for the one before it.
@@ -52,23 +52,10 @@ const TABLE: [u64; 256] = {
     table
 };
 
-const fn times_x(value: u64) -> u64 {
-    (value >> 1) ^ (POLYNOMIAL & (value & 1).wrapping_neg())
-}
-
-/// x^n modulo the polynomial.
-const fn power(n: usize) -> u64 {
-    let (mut value, mut done) = (1 << 63, 0);
-    while done < n {
-        value = times_x(value);
-        done += 1;
-    }
-    value
-}
-
 /// Factors that move the low and the high word of a lane so many bytes on.
 const fn factors(bytes: usize) -> [i64; 2] {
-    [power(8 * bytes + 63).cast_signed(), power(8 * bytes - 1).cast_signed()]
+    let bits = 8 * bytes as u64;
+    [power(bits + 63).cast_signed(), power(bits - 1).cast_signed()]
 }
 
 /// Says that this processor has what the kernel needs.
