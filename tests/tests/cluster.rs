@@ -30,17 +30,9 @@ fn loaded(daemon: &Daemon, origin: &str) -> u64 {
 }
 
 /// A directory, or the word that there is none to be had here.
-fn directory() -> Option<Valkey> {
-    let valkey = Valkey::start();
-    if valkey.is_none() {
-        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
-    }
-    valkey
-}
-
 #[test]
 fn what_one_node_wrote_another_reads() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (a, b) = (start("a", &valkey), start("b", &valkey));
     let shape = Shape::default();
     let (on_a, on_b) = (Engine::attach(&a, &shape), Engine::attach(&b, &shape));
@@ -67,7 +59,7 @@ fn what_one_node_wrote_another_reads() {
 
 #[test]
 fn blocks_on_the_owners_disk_are_read_too() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let mut a = start("a", &valkey);
     let b = start("b", &valkey);
     let shape = Shape::default();
@@ -91,7 +83,7 @@ fn blocks_on_the_owners_disk_are_read_too() {
 
 #[test]
 fn a_dead_owner_is_a_miss_and_a_frozen_one_too() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (mut a, b) = (start("a", &valkey), start("b", &valkey));
     let shape = Shape::default();
     let (on_a, on_b) = (Engine::attach(&a, &shape), Engine::attach(&b, &shape));
@@ -113,7 +105,7 @@ fn a_dead_owner_is_a_miss_and_a_frozen_one_too() {
 
 #[test]
 fn the_directory_may_lose_everything_and_may_go_away() {
-    let Some(mut valkey) = directory() else { return };
+    let Some(mut valkey) = Valkey::start() else { return };
     let (a, b) = (start("a", &valkey), start("b", &valkey));
     let shape = Shape::default();
     let (on_a, on_b) = (Engine::attach(&a, &shape), Engine::attach(&b, &shape));
@@ -140,7 +132,7 @@ fn the_directory_may_lose_everything_and_may_go_away() {
 
 #[test]
 fn packs_outlive_their_nodes_even_without_a_directory() {
-    let Some(mut valkey) = directory() else { return };
+    let Some(mut valkey) = Valkey::start() else { return };
     let store = tempfile::tempdir().unwrap();
     let url = format!("url = \"file://{}\"\nlist_every = \"200ms\"", store.path().display());
     let with_store = |node_id: &str| Setup {
@@ -167,7 +159,7 @@ fn packs_outlive_their_nodes_even_without_a_directory() {
 
 #[test]
 fn a_drained_node_takes_nothing_with_it() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (mut a, b, c) = (start("a", &valkey), start("b", &valkey), start("c", &valkey));
     let shape = Shape::default();
     let prompt = Prompt::new("drained", BLOCKS);
@@ -189,7 +181,7 @@ fn a_drained_node_takes_nothing_with_it() {
 
 #[test]
 fn what_may_not_be_copied_is_reported() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let a = start("a", &valkey);
     let on_a = Engine::attach(&a, &Shape::default());
     on_a.put_all(&Prompt::new("alone", BLOCKS));
@@ -205,7 +197,7 @@ fn what_may_not_be_copied_is_reported() {
 fn hostile_calls_of_the_peer_service_change_nothing() {
     use kvtier_proto::v1;
     use kvtier_proto::v1::peer_client::PeerClient;
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let a = start("a", &valkey);
     let shape = Shape::default();
     let on_a = Engine::attach(&a, &shape);
@@ -244,7 +236,7 @@ fn hostile_calls_of_the_peer_service_change_nothing() {
 
 #[test]
 fn bytes_move_over_ucx_where_it_is_asked_for() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     for tls in ["posix,cma,self", "tcp"] {
         let transport = format!("order = [\"ucx\", \"tcp\"]\nucx_tls = \"{tls}\"");
         let over_ucx = |node_id: &str| Setup { transport: transport.clone(), ..setup(node_id, &valkey) };
@@ -275,7 +267,7 @@ fn bytes_move_over_ucx_where_it_is_asked_for() {
 
 #[test]
 fn a_peer_without_ucx_is_read_over_tcp() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let both = Setup { transport: "order = [\"ucx\", \"tcp\"]\nucx_tls = \"tcp\"".into(), ..setup("a", &valkey) };
     let broken = "order = [\"ucx\", \"tcp\"]\nucx_tls = \"tcp\"\nucx_library = \"/nowhere/libucp.so.0\"";
     let (a, b) = (daemon!(both), daemon!(Setup { transport: broken.into(), ..setup("b", &valkey) }));

@@ -24,10 +24,7 @@ fn evict(daemon: &Daemon, keys: &[BlockKey]) -> v1::EvictReply {
 
 /// Two nodes that both have a prompt of 20 blocks, in memory and on disk.
 fn both_have_it() -> Option<(Valkey, [Daemon; 2], Vec<BlockKey>)> {
-    let Some(valkey) = Valkey::start() else {
-        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
-        return None;
-    };
+    let valkey = Valkey::start()?;
     let nodes = [start("a", &valkey), start("b", &valkey)];
     let (shape, prompt) = (Shape::default(), Prompt::new("everywhere", BLOCKS));
     for node in &nodes {

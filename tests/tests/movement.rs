@@ -182,14 +182,6 @@ fn prompts_are_named_by_their_tokens() {
     assert_eq!(copies(&daemon)[1], 0);
 }
 
-fn directory() -> Option<Valkey> {
-    let valkey = Valkey::start();
-    if valkey.is_none() {
-        eprintln!("SKIPPED: neither valkey-server nor redis-server is installed");
-    }
-    valkey
-}
-
 fn setup(node_id: &str, valkey: &Valkey) -> Setup {
     Setup { node_id: node_id.into(), directory: Some(valkey.url()), ..Setup::default() }
 }
@@ -223,7 +215,7 @@ fn pair(valkey: &Valkey) -> (Daemon, Daemon, Shape, Prompt, Vec<BlockKey>) {
 
 #[test]
 fn a_prefetch_brings_blocks_from_a_peer_before_anybody_asks() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (mut a, b, shape, prompt, keys) = pair(&valkey);
     // No engine was ever attached to b: keys alone name what is to come.
     let brought = b.control().prefetch(vec![block_targets(&keys)], 0).unwrap();
@@ -238,7 +230,7 @@ fn a_prefetch_brings_blocks_from_a_peer_before_anybody_asks() {
 
 #[test]
 fn a_prefetch_brings_blocks_from_packs_of_a_node_that_is_gone() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let store = tempfile::tempdir().unwrap();
     let mut a = daemon!(with_store("a", &valkey, store.path()));
     let b = daemon!(with_store("b", &valkey, store.path()));
@@ -260,7 +252,7 @@ fn a_prefetch_brings_blocks_from_packs_of_a_node_that_is_gone() {
 
 #[test]
 fn replicas_outlive_the_node_that_made_them() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (mut a, b, shape, prompt, keys) = pair(&valkey);
     let replicate = |copies: u32, node_ids: &[&str]| {
         let node_ids = node_ids.iter().map(|id| (*id).to_owned()).collect();
@@ -290,7 +282,7 @@ fn outcomes(reply: &v1::OperationReply) -> Vec<Outcome> {
 
 #[test]
 fn a_committed_checkpoint_is_restored_on_another_node_from_a_peer() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (mut a, b, shape, prompt, keys) = pair(&valkey);
     let reply = commit(&a, &keys, 0);
     a.kill();
@@ -303,7 +295,7 @@ fn a_committed_checkpoint_is_restored_on_another_node_from_a_peer() {
 
 #[test]
 fn a_committed_checkpoint_is_restored_on_another_node_from_the_object_store() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let store = tempfile::tempdir().unwrap();
     let mut a = daemon!(with_store("a", &valkey, store.path()));
     let shape = Shape::default();
@@ -335,7 +327,7 @@ fn without_another_home_nothing_is_promised() {
 
 #[test]
 fn a_checkpoint_that_is_late_goes_on_as_an_operation() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (a, b, _shape, _prompt, keys) = pair(&valkey);
     b.freeze();
     let reply = commit(&a, &keys, 300);
@@ -355,7 +347,7 @@ fn a_checkpoint_that_is_late_goes_on_as_an_operation() {
 
 #[test]
 fn operations_are_given_up_by_verb_and_by_deadline() {
-    let Some(valkey) = directory() else { return };
+    let Some(valkey) = Valkey::start() else { return };
     let (mut a, b, _shape, _prompt, _keys) = pair(&valkey);
     b.freeze();
     // The frozen node is asked, and does not answer.
