@@ -7,6 +7,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
+use crate::checksum::EMPTY;
 use crate::copy::{Direction, Run, checksum, copy, copy_checksummed};
 use crate::{FramePin, PAGE_BYTES, size};
 
@@ -63,9 +64,9 @@ impl Span {
         unsafe { copy_checksummed(&[run], Direction::FromFrame) }
     }
 
-    pub(crate) fn checksum(&self, at: usize, len: usize) -> u64 {
+    pub(crate) fn checksum(&self, before: u64, at: usize, len: usize) -> u64 {
         // SAFETY: inside memory that this value's holder keeps.
-        unsafe { checksum(self.part(at, len), len) }
+        unsafe { checksum(before, self.part(at, len), len) }
     }
 
     pub(crate) fn fill(&self, at: usize, len: usize, byte: u8) {
@@ -270,7 +271,7 @@ impl IoBuf {
     /// CRC-64/NVME of the payload.
     #[must_use]
     pub fn checksum(&self) -> u64 {
-        self.span().checksum(0, self.len())
+        self.span().checksum(EMPTY, 0, self.len())
     }
 
     /// CRC-64/NVME of `len` bytes from offset `at`.
@@ -279,7 +280,16 @@ impl IoBuf {
     /// If there are not so many.
     #[must_use]
     pub fn checksum_at(&self, at: usize, len: usize) -> u64 {
-        self.span().checksum(at, len)
+        self.checksum_after(EMPTY, at, len)
+    }
+
+    /// CRC-64/NVME of bytes whose checksum is `before`, and the `len` bytes from offset `at` after them.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn checksum_after(&self, before: u64, at: usize, len: usize) -> u64 {
+        self.span().checksum(before, at, len)
     }
 
     /// Sets every byte of the payload.

@@ -80,28 +80,28 @@ pub unsafe fn copy(runs: &[Run], direction: Direction) {
     store_fence();
 }
 
-/// CRC-64/NVME of `len` bytes at `at`, each read once.
+/// CRC-64/NVME of bytes whose checksum is `before` and the `len` bytes at `at` that follow them, each read once.
 ///
 /// # Safety
 /// `at..at + len` must be readable for the whole call, and no other thread of this process may write it meanwhile.
 #[must_use]
-pub unsafe fn checksum(at: *const u8, len: usize) -> u64 {
+pub unsafe fn checksum(before: u64, at: *const u8, len: usize) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if let Some(wide) = wide::Wide::detect() {
         // SAFETY: the caller's contract.
-        return unsafe { wide.checksum(at, len) };
+        return unsafe { wide.checksum(before, at, len) };
     }
     // SAFETY: likewise.
-    unsafe { bounced(at, len) }
+    unsafe { bounced(before, at, len) }
 }
 
 /// The same on every processor.
 ///
 /// # Safety
 /// As for [`checksum`].
-unsafe fn bounced(at: *const u8, len: usize) -> u64 {
+unsafe fn bounced(before: u64, at: *const u8, len: usize) -> u64 {
     let mut bounce = Bounce([0; BOUNCE_BYTES]);
-    let mut checksum = Checksum::new();
+    let mut checksum = Checksum::after(before);
     for done in (0..len).step_by(BOUNCE_BYTES) {
         let piece = &mut bounce.0[..BOUNCE_BYTES.min(len - done)];
         // SAFETY: inside the caller's range; the bounce buffer is ours and as long as the piece.

@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use kvtier_device::{Device, DeviceError, Done, Fence, Method, Span, Way, Work};
+use kvtier_memory::checksum::EMPTY;
 use kvtier_memory::copy::{Direction, Run, checksum};
 use kvtier_memory::plan::{FrameSpan, Region, plan};
 use kvtier_memory::{MemoryError, NO_GENERATION};
@@ -182,7 +183,7 @@ fn host_sum(item: &Item<'_>) -> Option<u64> {
     let Mapped::Host(extent) = &item.extent else { return None };
     let at = extent.memory.range(item.frame.offset, item.frame.bytes).ok()?;
     // SAFETY: inside the extent, which is mapped while it is borrowed; the copy into it has ended.
-    Some(unsafe { checksum(at, usize::try_from(item.frame.bytes).ok()?) })
+    Some(unsafe { checksum(EMPTY, at, usize::try_from(item.frame.bytes).ok()?) })
 }
 
 /// The device's own face, for the fence of a job.

@@ -78,10 +78,16 @@ fn a_checksum_reads_every_byte_once_in_order() {
     for len in (0..1700).chain([4095, 4096, 4097, 65_536, 99_000]) {
         let bytes = &bytes[len % 67..][..len];
         let expected = naive(bytes);
-        // SAFETY: a whole slice.
-        assert_eq!(unsafe { checksum(bytes.as_ptr(), len) }, expected, "{len} bytes");
-        // SAFETY: likewise.
-        assert_eq!(unsafe { bounced(bytes.as_ptr(), len) }, expected, "{len} bytes through the bounce buffer");
+        for before in [0, 1, len / 3, len] {
+            let (first, second) = bytes.split_at(before.min(len));
+            let begun = naive(first);
+            // SAFETY: a whole slice.
+            let all = unsafe { checksum(begun, second.as_ptr(), second.len()) };
+            assert_eq!(all, expected, "{len} bytes, {before} of them before");
+            // SAFETY: likewise.
+            let all = unsafe { bounced(begun, second.as_ptr(), second.len()) };
+            assert_eq!(all, expected, "{len} bytes, {before} of them before, through the bounce buffer");
+        }
     }
 }
 

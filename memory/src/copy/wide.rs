@@ -21,7 +21,7 @@ use std::ptr;
 
 use crate::polynomial::{power, times_x};
 
-/// A running value's start, and what turns its end into the checksum.
+/// Turns a checksum into the running value that it came from, and back.
 const INVERT: u64 = u64::MAX;
 /// Registers folded at once, so that a multiplication need not wait for the one before it.
 const REGISTERS: usize = 8;
@@ -72,41 +72,42 @@ impl Wide {
         has.then_some(Self(()))
     }
 
-    /// CRC-64/NVME of `len` bytes at `at`, each read once.
+    /// CRC-64/NVME of bytes whose checksum is `before` and `len` more at `at`, each read once.
     ///
     /// # Safety
     /// As for [`super::checksum`].
-    pub(super) unsafe fn checksum(self, at: *const u8, len: usize) -> u64 {
+    pub(super) unsafe fn checksum(self, before: u64, at: *const u8, len: usize) -> u64 {
         // SAFETY: the caller's contract; `detect` saw the features.
-        unsafe { sum(at, len) }
+        unsafe { sum(before ^ INVERT, at, len) ^ INVERT }
     }
 }
 
+/// Goes on from a running value to that after `len` bytes.
+///
 /// # Safety
 /// As for [`super::checksum`]; the processor must have these features.
 #[target_feature(enable = "avx512f,avx512dq,vpclmulqdq,pclmulqdq")]
-unsafe fn sum(at: *const u8, len: usize) -> u64 {
+unsafe fn sum(mut value: u64, at: *const u8, len: usize) -> u64 {
     let (mut at, mut left) = (at, len);
-    let mut value = INVERT;
     if left >= REGISTER_BYTES {
         let whole = left - left % REGISTER_BYTES;
         // SAFETY: the first `whole` of the caller's bytes.
-        let lane = unsafe { registers(at, whole) };
+        let lane = unsafe { registers(value, at, whole) };
         (at, left) = (at.wrapping_add(whole), left - whole);
         // SAFETY: what is left of the caller's bytes.
         (value, at, left) = unsafe { lanes(lane, at, left) };
     }
     // SAFETY: likewise, fewer than a register has.
-    unsafe { short(value, at, left) ^ INVERT }
+    unsafe { short(value, at, left) }
 }
 
-/// Whole registers, at least one, folded into one lane.
+/// Goes on from a running value over whole registers, at least one, which are folded into one lane.
 ///
 /// # Safety
 /// As for [`sum`].
 #[target_feature(enable = "avx512f,avx512dq,vpclmulqdq,pclmulqdq")]
-unsafe fn registers(at: *const u8, len: usize) -> __m128i {
-    let start = _mm512_zextsi128_si512(_mm_set_epi64x(0, INVERT.cast_signed()));
+unsafe fn registers(value: u64, at: *const u8, len: usize) -> __m128i {
+    let start = _mm512_zextsi128_si512(_mm_set_epi64x(0, value.cast_signed()));
     let (mut done, mut folded) = (REGISTER_BYTES, None);
     if len >= STRIDE_BYTES {
         // SAFETY: a stride is there.

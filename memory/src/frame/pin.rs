@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{FrameId, Shared};
 use crate::buffer::Span;
+use crate::checksum::EMPTY;
 use crate::slab::Pinned;
 use crate::{Extent, size};
 
@@ -90,7 +91,7 @@ impl FramePin {
     /// CRC-64/NVME of the frame's bytes.
     #[must_use]
     pub fn checksum(&self) -> u64 {
-        self.span.checksum(0, self.len())
+        self.span.checksum(EMPTY, 0, self.len())
     }
 
     /// Sets every byte.

@@ -11,7 +11,6 @@
 
 mod address;
 mod exposures;
-mod join;
 mod lane;
 mod link;
 mod raw;

@@ -11,13 +11,16 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
+use kvtier_memory::checksum::EMPTY;
 use kvtier_memory::{FramePin, IoBuf};
 use parking_lot::RwLock;
 
-use super::join::{STEP_BYTES, STEPS, first_piece};
-
 /// Most pieces of one [`send`].
 pub(super) const MAX_PIECES: usize = 64;
+/// Bytes of one request: a large frame is spread over streams.
+pub(super) const PART_BYTES: usize = 512 << 10;
+/// Bytes that are worth a checksum of their own.
+const SUM_BYTES: usize = 64 << 10;
 
 /// Something to send.
 #[derive(Debug, Clone)]
@@ -73,9 +76,9 @@ impl Landing {
         let landing = Arc::new(Self { memory: RwLock::new(Some(into)) });
         let part = |at, len| {
             let landing = Arc::clone(&landing);
-            Part { landing, at, len, filled: 0, summed: 0, checksum: 0 }
+            Part { landing, at, len, filled: 0, summed: 0, checksum: EMPTY }
         };
-        let first = first_piece(len, part_bytes);
+        let first = if len.is_multiple_of(part_bytes) { len.min(part_bytes) } else { len % part_bytes };
         let mut parts = vec![part(0, first)];
         parts.extend((first..len).step_by(part_bytes).map(|at| part(at, part_bytes)));
         (landing, parts)
@@ -179,16 +182,12 @@ impl Part {
         Some(Ok((mine, got - mine)))
     }
 
-    /// Checksums the steps that are complete, while the cache has them.
+    /// Checksums what has arrived, while the cache has it; a part's last bytes however few they are.
     fn sum(&mut self, memory: &IoBuf) {
-        loop {
-            let step = if self.summed == 0 { first_piece(self.len, STEP_BYTES) } else { STEP_BYTES };
-            if step == 0 || self.filled < self.summed + step {
-                return;
-            }
-            let next = memory.checksum_at(self.at + self.summed, step);
-            self.checksum = if self.summed == 0 { next } else { STEPS.join(self.checksum, next) };
-            self.summed += step;
+        let arrived = self.filled - self.summed;
+        if arrived >= SUM_BYTES || self.filled == self.len {
+            self.checksum = memory.checksum_after(self.checksum, self.at + self.summed, arrived);
+            self.summed = self.filled;
         }
     }
 }

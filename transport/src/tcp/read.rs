@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvtier_memory::IoBuf;
+use kvtier_memory::checksum::combine;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::Counters;
-use super::join::{PART_BYTES, PARTS};
-use super::raw::{Landing, Part};
+use super::raw::{Landing, PART_BYTES, Part};
 use crate::{ReadDone, TransportError};
 
 /// What the parts of a read share.
@@ -71,7 +71,8 @@ impl Tally {
         if state.left > 0 {
             return;
         }
-        let checksum = state.parts.iter().flatten().copied().reduce(|first, next| PARTS.join(first, next));
+        let checksum =
+            state.parts.iter().flatten().copied().reduce(|first, next| combine(first, next, PART_BYTES as u64));
         if let (Some(done), Some(checksum)) = (state.done.take(), checksum) {
             // The reader may have gone.
             let _unclaimed = done.send(Ok(checksum));

@@ -7,6 +7,13 @@ use super::raw::Setting;
 
 /// UCX's names for transports over memory that processes share, and for sets of transports with them.
 const SHARED_MEMORY: [&str; 6] = ["posix", "sysv", "sm", "shm", "mm", "all"];
+/// The same for sockets.
+const SOCKETS: [&str; 2] = ["tcp", "all"];
+/// Bytes of one message over a socket. UCX sends 8 KiB with each system call and receives 64 KiB; what is sent must fit into
+/// what the peer receives, so both are set.
+const SEGMENT: &str = "64k";
+/// UCX's first version whose `ucp_config_modify` knows a transport's settings by the same names as the environment.
+const PREFIXES_SINCE: (u16, u16) = (1, 17);
 
 /// How the UCX transport is started.
 #[derive(Debug, Clone)]
@@ -43,18 +50,46 @@ impl Default for UcxConfig {
 }
 
 impl UcxConfig {
-    /// In UCX's words. They win over the environment's `UCX_*`.
-    pub(super) fn settings(&self) -> Vec<Setting> {
+    /// In the words of UCX of this version. They win over the environment's `UCX_*`.
+    pub(super) fn settings(&self, version: (u16, u16)) -> Vec<Setting> {
         let keepalive = format!("{}ms", self.keepalive.as_millis().max(1));
         let mut settings = vec![Setting { name: "KEEPALIVE_INTERVAL", value: keepalive, required: false }];
-        // Without it, shared memory is refused for endpoints that handle peer errors. UCX warns where nothing uses it.
-        if self.tls.as_deref().is_none_or(|tls| SHARED_MEMORY.iter().any(|name| tls.contains(name))) {
+        // UCX warns of settings that nothing uses.
+        let may_use =
+            |names: &[&str]| self.tls.as_deref().is_none_or(|tls| names.iter().any(|name| tls.contains(name)));
+        if may_use(&SHARED_MEMORY) {
+            // Without it, shared memory is refused for endpoints that handle peer errors.
             settings.push(Setting { name: "MM_ERROR_HANDLING", value: "y".to_owned(), required: false });
+        }
+        if may_use(&SOCKETS) {
+            let segments = if version < PREFIXES_SINCE {
+                ["TX_SEG_SIZE", "RX_SEG_SIZE"]
+            } else {
+                ["TCP_TX_SEG_SIZE", "TCP_RX_SEG_SIZE"]
+            };
+            settings.extend(segments.map(|name| Setting { name, value: SEGMENT.to_owned(), required: false }));
         }
         let chosen = [("TLS", &self.tls), ("NET_DEVICES", &self.net_devices)];
         for (name, value) in chosen {
             settings.extend(value.clone().map(|value| Setting { name, value, required: true }));
         }
         settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_the_names_of_the_version_and_only_where_something_uses_them() {
+        let names = |tls: Option<&str>, version| -> Vec<&str> {
+            let config = UcxConfig { tls: tls.map(str::to_owned), ..UcxConfig::default() };
+            config.settings(version).iter().map(|setting| setting.name).collect()
+        };
+        let all = ["KEEPALIVE_INTERVAL", "MM_ERROR_HANDLING", "TCP_TX_SEG_SIZE", "TCP_RX_SEG_SIZE"];
+        assert_eq!(names(None, (1, 22)), all);
+        assert_eq!(names(Some("tcp"), (1, 16)), ["KEEPALIVE_INTERVAL", "TX_SEG_SIZE", "RX_SEG_SIZE", "TLS"]);
+        assert_eq!(names(Some("rc,cma"), (1, 17)), ["KEEPALIVE_INTERVAL", "TLS"]);
     }
 }

@@ -10,13 +10,13 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
 use futures::task::AtomicWaker;
 use kvtier_memory::IoBuf;
-use kvtier_memory::checksum::{checksum, combine};
+use kvtier_memory::checksum::EMPTY;
 use parking_lot::Mutex;
 
 use super::inbox::Inbox;
@@ -25,11 +25,22 @@ use super::stats::Counters;
 use super::wire::Place;
 use crate::{ReadDone, ReadTerms, TransportError};
 
-/// Bytes whose checksum is computed before other tasks of the runtime's thread get their turn: some 40 us of it.
-const SUM_BYTES: usize = 1 << 20;
+/// Bytes whose checksum a reader computes before other tasks of its thread get their turn: some 40 us of it.
+const STEP_BYTES: usize = 1 << 20;
 
-/// A block with no more bytes is small: its checksum takes less than waking its reader.
-const SMALL_BYTES: usize = 256 << 10;
+/// The checksum of a read's first bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sum {
+    checksum: u64,
+    /// How many these are.
+    pub(super) bytes: usize,
+}
+
+impl Sum {
+    pub(super) const fn new() -> Self {
+        Self { checksum: EMPTY, bytes: 0 }
+    }
+}
 
 /// A read.
 #[derive(Debug)]
@@ -42,11 +53,8 @@ pub(super) struct Job {
     pub(super) deadline: Instant,
     landing: Mutex<Option<Arc<Landing>>>,
     given_up: AtomicBool,
-    /// Bytes that arrived, from the start and without a gap.
-    arrived: AtomicUsize,
-    /// The peer was still there when all of them had.
-    confirmed: AtomicBool,
-    failure: Mutex<Option<TransportError>>,
+    /// How it ended; what the worker did not checksum is left to the reader.
+    end: Mutex<Option<Result<Sum, TransportError>>>,
     reader: AtomicWaker,
 }
 
@@ -60,9 +68,7 @@ impl Job {
             deadline,
             landing: Mutex::new(Some(Arc::new(Landing::new(into)))),
             given_up: AtomicBool::new(false),
-            arrived: AtomicUsize::new(0),
-            confirmed: AtomicBool::new(false),
-            failure: Mutex::new(None),
+            end: Mutex::new(None),
             reader: AtomicWaker::new(),
         }
     }
@@ -77,55 +83,42 @@ impl Job {
         self.given_up.load(Ordering::Acquire)
     }
 
-    /// The first `bytes` have arrived. When these are all, no operation holds the buffer any more, and the reader of
-    /// a small block hears of it with the confirmation.
-    pub(super) fn arrive(&self, bytes: usize) {
-        self.arrived.store(bytes, Ordering::Release);
-        if bytes < self.len || self.len > SMALL_BYTES {
-            self.reader.wake();
+    /// Checksums the next `len` bytes, which have arrived; none once the read was given up.
+    pub(super) fn add_to(&self, sum: &mut Sum, len: usize) {
+        if let Some(landing) = self.landing() {
+            sum.checksum = landing.checksum(sum.checksum, sum.bytes, len);
+            sum.bytes += len;
         }
     }
 
-    /// All bytes arrived from a peer that was still there after: it ended well.
-    pub(super) fn confirm(&self) {
-        self.confirmed.store(true, Ordering::Release);
-        self.reader.wake();
+    /// All bytes arrived from a peer that was still there after: it ended well. No operation holds the buffer any more.
+    pub(super) fn confirm(&self, sum: Sum) {
+        self.end(Ok(sum));
     }
 
     /// It failed.
     pub(super) fn fail(&self, failure: TransportError) {
-        self.failure.lock().get_or_insert(failure);
+        self.end(Err(failure));
+    }
+
+    fn end(&self, end: Result<Sum, TransportError>) {
+        self.end.lock().get_or_insert(end);
         self.reader.wake();
     }
 
-    /// Waits for its end, and computes the checksum of what arrives meanwhile.
+    /// Waits for its end, and checksums what is left to it.
     async fn follow(&self) -> Result<u64, TransportError> {
-        let mut sum = checksum(&[]);
-        let mut summed = 0;
-        while summed < self.len {
-            let arrived = self.until(|| Some(self.arrived.load(Ordering::Acquire)).filter(|all| *all > summed)).await?;
-            let Some(landing) = self.landing() else { return Err(TransportError::Cancelled) };
-            let part = (arrived - summed).min(SUM_BYTES);
-            let of_part = landing.checksum(summed, part);
-            sum = if summed == 0 { of_part } else { combine(sum, of_part, part as u64) };
-            summed += part;
-            if summed < arrived {
-                tokio::task::yield_now().await;
-            }
-        }
-        self.until(|| self.confirmed.load(Ordering::Acquire).then_some(sum)).await
-    }
-
-    /// Waits until there is what is waited for, or the read failed.
-    async fn until<T>(&self, there_is: impl Fn() -> Option<T>) -> Result<T, TransportError> {
-        poll_fn(|context| {
+        let mut sum = poll_fn(|context| {
             self.reader.register(context.waker());
-            if let Some(it) = there_is() {
-                return Poll::Ready(Ok(it));
-            }
-            self.failure.lock().take().map_or(Poll::Pending, |failure| Poll::Ready(Err(failure)))
+            self.end.lock().take().map_or(Poll::Pending, Poll::Ready)
         })
-        .await
+        .await?;
+        while sum.bytes < self.len {
+            let step = STEP_BYTES.min(self.len - sum.bytes);
+            self.add_to(&mut sum, step);
+            tokio::task::yield_now().await;
+        }
+        Ok(sum.checksum)
     }
 
     /// The buffer, or one like it while operations hold it.
@@ -175,5 +168,33 @@ pub(super) fn follow(
         };
         following.well = result.is_ok();
         ReadDone { into: job.take_back(), result }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::payload;
+    use bytes::Bytes;
+    use kvtier_memory::checksum::checksum;
+
+    #[tokio::test]
+    async fn a_reader_checksums_what_the_worker_left() {
+        let bytes = payload(7, 3 * STEP_BYTES + 5);
+        for summed in [0, 1, STEP_BYTES, bytes.len() - 1, bytes.len()] {
+            let mut into = IoBuf::heap(bytes.len());
+            into.copy_in(&bytes);
+            let place = Place { token: [0; 16], address: 0, len: bytes.len() as u64, key: Bytes::new() };
+            let job = Job::new(place, into, Instant::now());
+            let mut sum = Sum::new();
+            job.add_to(&mut sum, summed);
+            job.confirm(sum);
+            job.fail(TransportError::Gone);
+            assert_eq!(
+                job.follow().await.unwrap(),
+                checksum(&bytes),
+                "{summed} bytes were summed, and the first end counts"
+            );
+        }
     }
 }

@@ -119,7 +119,7 @@ impl Birth {
     /// The worker, the memory with its greeting, and its address.
     fn prepare(&self) -> Result<(Worker, Memory, Bytes), TransportError> {
         let failed = |failure| unavailable(format!("UCX does not start: {failure}"));
-        let worker = Worker::new(self.ucp, &self.config.settings()).map_err(failed)?;
+        let worker = Worker::new(self.ucp, &self.config.settings(self.version)).map_err(failed)?;
         worker.event_fd().map_err(failed)?;
         let mut page = IoBuf::heap(GREETING_BYTES);
         page.copy_in(&greeting(self.token));

@@ -39,6 +39,12 @@ const MAX_READS: usize = 4096;
 const MAX_KEYS: usize = 1024;
 /// How long UCX is polled after it last did something: sleeping and waking costs about as much.
 const SPIN: Duration = Duration::from_micros(30);
+/// Turns from one look at the clock to the next: some microseconds when there is nothing to do.
+const TURNS: u32 = 64;
+/// Most bytes that the thread checksums in one turn. Where the processor moves the bytes (shared memory, sockets) no more
+/// arrive, and this is the cheapest moment: the cache has them, and nobody has to be woken. A device can bring more than one
+/// thread can checksum; the rest is left to those who read.
+const TURN_SUM_BYTES: usize = 2 << 20;
 /// Longest sleep, so that no lost event is lost for ever.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
 /// How long reads that nobody waits for may stay in flight before their link is closed by force.
@@ -90,6 +96,8 @@ pub(super) struct Engine {
     /// Registered extents.
     memories: HashMap<usize, Memory>,
     next_id: u64,
+    /// Bytes that may still be checksummed in this turn.
+    may_sum: usize,
     /// When something may be due; see [`Self::look`].
     look_at: Instant,
     /// Ends by then.
@@ -107,6 +115,7 @@ impl Engine {
             jobs: HashMap::new(),
             memories: HashMap::new(),
             next_id: 0,
+            may_sum: 0,
             look_at: Instant::now(),
             closing: None,
         }
@@ -116,12 +125,9 @@ impl Engine {
     pub(super) fn run(mut self) {
         let mut spin_until = Instant::now();
         loop {
-            let took = self.take_commands();
-            let progressed = self.worker.progress();
-            let ended = self.take_events();
-            let posted = self.post();
+            let worked = (0..TURNS).fold(false, |worked, _| self.turn() || worked);
             let now = Instant::now();
-            if took || progressed || ended || posted {
+            if worked {
                 spin_until = now + SPIN;
             }
             if self.shared.inbox.take_noticed() || now >= self.look_at {
@@ -130,22 +136,35 @@ impl Engine {
             if self.is_over(now) {
                 break;
             }
-            if now < spin_until {
-                std::hint::spin_loop();
-            } else {
-                self.sleep(now);
+            // UCX refuses to be slept on while it has something to send.
+            if now >= spin_until && !self.sleep(now) {
+                spin_until = now + SPIN;
             }
         }
         self.end();
     }
 
-    fn sleep(&self, now: Instant) {
-        if self.shared.inbox.start_sleep() {
-            if self.worker.arm() {
-                self.wait(self.look_at.saturating_duration_since(now).min(MAX_SLEEP));
-            }
-            self.shared.inbox.end_sleep();
+    /// Does what there is to do; returns whether there was something.
+    fn turn(&mut self) -> bool {
+        self.may_sum = TURN_SUM_BYTES;
+        let took = self.take_commands();
+        let progressed = self.worker.progress();
+        let ended = self.take_events();
+        let posted = self.post();
+        took || progressed || ended || posted
+    }
+
+    /// Sleeps until there is something to do; false if there is already.
+    fn sleep(&self, now: Instant) -> bool {
+        if !self.shared.inbox.start_sleep() {
+            return false;
         }
+        let armed = self.worker.arm();
+        if armed {
+            self.wait(self.look_at.saturating_duration_since(now).min(MAX_SLEEP));
+        }
+        self.shared.inbox.end_sleep();
+        armed
     }
 
     /// Waits for UCX, a command or the timeout.

@@ -135,9 +135,10 @@ impl Landing {
         self.buf
     }
 
-    /// CRC-64/NVME of a part that has arrived; of a part that has not, it is arbitrary.
-    pub(in crate::ucx) fn checksum(&self, at: usize, len: usize) -> u64 {
-        self.buf.checksum_at(at, len)
+    /// CRC-64/NVME of bytes whose checksum is `before` and of a part after them that has arrived; of one that has not, it is
+    /// arbitrary.
+    pub(in crate::ucx) fn checksum(&self, before: u64, at: usize, len: usize) -> u64 {
+        self.buf.checksum_after(before, at, len)
     }
 
     /// Its first bytes, once they have arrived.

@@ -101,7 +101,7 @@ impl Engine {
         // It may have been given up, or failed with its link.
         if let Some(active) = self.jobs.get_mut(&tag) {
             active.confirmed = true;
-            active.job.confirm();
+            active.job.confirm(active.sum);
             self.retire(tag);
         }
     }

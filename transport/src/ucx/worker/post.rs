@@ -5,8 +5,9 @@ use std::rc::Rc;
 use super::{Engine, Why};
 use crate::ucx::raw::{Get, Posted};
 
-/// Bytes of one operation: large enough to keep a device busy, small enough that checksums follow while the rest arrives.
-const PART_BYTES: usize = 1 << 20;
+/// Bytes of one operation: large enough to keep a device busy, small enough to lie in a core's cache when it has arrived, for
+/// its checksum.
+const PART_BYTES: usize = 512 << 10;
 /// Operations of one link before others have their turn, and commands and completions theirs. Where UCX reads by copying
 /// (`cma`), an operation ends within the call that starts it.
 const BURST: usize = 8;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::confirm::{self, Confirming};
 use super::{Engine, GRACE, MAX_KEYS, MAX_READS, Why};
 use crate::TransportError;
-use crate::ucx::job::Job;
+use crate::ucx::job::{Job, Sum};
 use crate::ucx::raw::{Completion, Endpoint, Failure, Get, RemoteKey};
 
 /// A link.
@@ -65,6 +65,8 @@ pub(super) struct Active {
     arrived: usize,
     /// Parts that arrived before what precedes them: length by offset.
     early: BTreeMap<usize, usize>,
+    /// Of what arrived, as far as the worker came.
+    pub(super) sum: Sum,
     /// The peer was there after.
     pub(super) confirmed: bool,
     pub(super) failure: Option<TransportError>,
@@ -81,6 +83,7 @@ impl Active {
             in_flight: 0,
             arrived: 0,
             early: BTreeMap::new(),
+            sum: Sum::new(),
             confirmed: false,
             failure: None,
             given_up_at: None,
@@ -90,13 +93,18 @@ impl Active {
     /// A part has arrived.
     fn arrive(&mut self, at: usize, len: usize) {
         self.early.insert(at, len);
-        let before = self.arrived;
         while let Some(len) = self.early.remove(&self.arrived) {
             self.arrived += len;
         }
-        if self.arrived > before {
-            self.job.arrive(self.arrived);
+    }
+
+    /// Checksums at most `most` bytes of what arrived; returns how many.
+    fn add_to_sum(&mut self, most: usize) -> usize {
+        let len = most.min(self.arrived - self.sum.bytes);
+        if len > 0 {
+            self.job.add_to(&mut self.sum, len);
         }
+        len
     }
 
     /// Whether all bytes are there.
@@ -171,6 +179,7 @@ impl Engine {
     pub(super) fn arrive(&mut self, tag: u64, at: usize, len: usize) {
         let active = self.jobs.get_mut(&tag).expect("a read stays until its last part has arrived");
         active.arrive(at, len);
+        self.may_sum -= active.add_to_sum(self.may_sum);
         let whole = active.is_whole().then_some(active.link);
         if let Some(link) = whole.and_then(|link| self.links.get_mut(&link)) {
             link.confirming.whole.push(tag);
