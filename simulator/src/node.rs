@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kvtier_policy::directory::{NodeRecord, NodeState};
+use kvtier_policy::directory::{NodeRecord, NodeState, Replica};
 use kvtier_policy::peer::{PeerSession, SessionConfig};
 use kvtier_policy::{Core, CoreConfig, FetchConfig, LeaseId, MoveId, Publish, Verdict, WriteBehind};
 use kvtier_types::{Instant, Location, NodeId, NodeNumber, RecordMeta, ShardKey, Tier};
@@ -84,7 +84,17 @@ pub(crate) enum Pending {
     Heartbeat,
     Publish,
     Audit,
-    Locate { request: u64, unknown: Vec<ShardKey> },
+    Locate(Locating),
+}
+
+/// A lookup whose shards are being located, the first of a long one before the others.
+#[derive(Debug, Default)]
+pub(crate) struct Locating {
+    pub(crate) request: u64,
+    /// Shards asked for so far, and where they are; those last asked for lack that.
+    pub(crate) asked: Vec<ShardKey>,
+    pub(crate) replicas: Vec<Vec<Replica>>,
+    pub(crate) rest: Vec<ShardKey>,
 }
 
 impl Node {
@@ -302,9 +312,12 @@ impl World {
                 };
                 self.told(n, verdict);
             }
-            (Pending::Locate { request, unknown }, answer) => {
-                let replicas = if let Some(Answer::Located(replicas)) = answer { replicas } else { Vec::new() };
-                self.located(n, request, (&unknown, &replicas));
+            (Pending::Locate(mut locating), answer) => {
+                if let Some(Answer::Located(replicas)) = answer {
+                    locating.replicas.extend(replicas);
+                }
+                locating.replicas.resize(locating.asked.len(), Vec::new());
+                self.located_some(n, locating);
             }
             (Pending::Heartbeat, _) => {}
         }

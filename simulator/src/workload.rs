@@ -13,12 +13,14 @@ use crate::checkers::Grant;
 use crate::events::Duty;
 use crate::memory::{checksum, words_of};
 use crate::network::{Ask, Message, Party};
-use crate::node::Pending;
+use crate::node::{Locating, Pending};
 use crate::prompts::TOKENS;
 use crate::world::World;
 
 /// How long a lookup may take.
 const LOOKUP_DEADLINE: Duration = Duration::from_millis(1200);
+/// Shards that a long lookup asks the directory for first.
+const HEAD: usize = 2;
 /// Engines of a node.
 const ENGINES: usize = 2;
 /// Shards of a node that ask for care elsewhere at once.
@@ -153,17 +155,47 @@ impl World {
         let asked = lookup_of(id, &request);
         self.live(n).requests.insert(id, request);
         self.schedule(n, LOOKUP_DEADLINE, Duty::Deadline { request: id });
-        match self.live(n).core.look_whole(&asked).map(|look| look.unknown().to_vec()) {
+        match self.live(n).core.look_whole(&asked) {
             Err(_) => {
                 self.stats.count("engines", "told to attach again");
                 self.live(n).requests.remove(&id);
             }
-            Ok(unknown) if unknown.is_empty() => self.located(n, id, (&[], &[])),
-            Ok(unknown) => {
-                let digests = unknown.iter().map(DirectoryKey::of).collect();
-                self.call(n, Ask::Locate(digests), Pending::Locate { request: id, unknown });
+            Ok(look) if look.unknown().is_empty() => self.located(n, id, (&[], &[])),
+            Ok(look) => {
+                let (head, rest) = look.head(HEAD);
+                let digests = head.iter().map(DirectoryKey::of).collect();
+                let locating =
+                    Locating { request: id, asked: head.to_vec(), rest: rest.to_vec(), ..Locating::default() };
+                self.call(n, Ask::Locate(digests), Pending::Locate(locating));
             }
         }
+    }
+
+    /// The directory said where the shards are that it was asked for last. If others are left and these can be had, they are
+    /// fetched and the directory is asked for the others, as the daemon does.
+    pub(crate) fn located_some(&mut self, n: usize, mut locating: Locating) {
+        let now = self.now;
+        let Some(request) = self.live(n).requests.get(&locating.request) else { return };
+        let asked = lookup_of(locating.request, request);
+        let floor = self.floor_of(n, &locating.asked);
+        let live = self.live(n);
+        let located = live.core.located(now, &locating.asked, &locating.replicas, &floor);
+        let rest = std::mem::take(&mut locating.rest);
+        if rest.is_empty() || locating.asked.iter().any(|key| located.get(key).is_none()) {
+            return self.located(n, locating.request, (&locating.asked, &locating.replicas));
+        }
+        let begun = live.core.look_whole(&asked).and_then(|look| live.core.lookup_head(now, &asked, (&look, &located)));
+        let word = if begun.is_ok() { "lookup head" } else { "lookup head refused" };
+        self.stats.count("operations", word);
+        let digests = rest.iter().map(DirectoryKey::of).collect();
+        locating.asked.extend(rest);
+        self.call(n, Ask::Locate(digests), Pending::Locate(locating));
+    }
+
+    /// Whether other nodes' packs have shards.
+    fn floor_of(&self, n: usize, keys: &[ShardKey]) -> Vec<bool> {
+        let away = self.store.away;
+        keys.iter().map(|key| !away && self.store.of_others(n, key).is_some()).collect()
     }
 
     /// The directory said where shards are, or nothing in time.
@@ -171,8 +203,7 @@ impl World {
         let now = self.now;
         let Some(request) = self.live(n).requests.get(&id) else { return };
         let asked = lookup_of(id, request);
-        let away = self.store.away;
-        let floor: Vec<bool> = unknown.iter().map(|k| !away && self.store.of_others(n, k).is_some()).collect();
+        let floor = self.floor_of(n, unknown);
         let live = self.live(n);
         let located = live.core.located(now, unknown, replicas, &floor);
         match live.core.lookup_located(now, asked, (&Look::default(), &located)) {

@@ -62,22 +62,38 @@ impl Pair {
         }
     }
 
-    fn lookup(&mut self, request_id: &str, keys: &[u8]) -> LeaseId {
+    fn request(&self, request_id: &str, keys: &[u8]) -> LookupRequest {
         let range = LookupRange { group: 0, first_block: 0, keys: keys.iter().map(|n| key(*n)).collect() };
-        let attachment = self.reader.who;
-        let request = LookupRequest {
-            attachment,
+        LookupRequest {
+            attachment: self.reader.who,
             request_id: request_id.into(),
             ranges: vec![range],
             local_tokens: 0,
             tenant: TenantId::shared(),
             hints: RequestHints::default(),
-        };
-        let look = self.reader.core.look_whole(&request).unwrap();
-        let unknown = look.unknown();
+        }
+    }
+
+    fn locate(&self, unknown: &[ShardKey]) -> Located {
         let digests: Vec<DirectoryKey> = unknown.iter().map(DirectoryKey::of).collect();
-        let located = self.reader.core.located(NOW, unknown, &self.table.locate(&digests), &[]);
+        self.reader.core.located(NOW, unknown, &self.table.locate(&digests), &[])
+    }
+
+    fn lookup(&mut self, request_id: &str, keys: &[u8]) -> LeaseId {
+        let request = self.request(request_id, keys);
+        let look = self.reader.core.look_whole(&request).unwrap();
+        let located = self.locate(look.unknown());
         self.reader.core.lookup_located(NOW, request, (&look, &located)).unwrap()
+    }
+
+    /// The owner's answer to fetches.
+    fn serve(&mut self, fetches: &[(MoveId, ShardKey, Source)]) {
+        let (lease, answers) = self.export(fetches.iter().map(|(_, key, _)| *key).collect(), 1).unwrap();
+        for ((id, ..), answer) in fetches.iter().zip(answers) {
+            let Exported::Ready(ready) = answer else { panic!("{answer:?}") };
+            self.reader.core.fetched(NOW, *id, FetchEnd::Done(Box::new(ready.1)));
+        }
+        self.owner.core.release_export(lease);
     }
 
     fn fetches(&mut self) -> Vec<(MoveId, ShardKey, Source)> {
@@ -108,12 +124,7 @@ fn a_block_written_on_one_node_is_read_on_another() {
     let fetches = pair.fetches();
     assert_eq!(fetches.len(), 3, "two readers of one block share its transfer");
     assert!(fetches.iter().all(|(_, _, from)| matches!(from, Source::Peer { incarnation: 1, .. })));
-    let (lease, answers) = pair.export(fetches.iter().map(|(_, key, _)| *key).collect(), 1).unwrap();
-    for ((id, ..), answer) in fetches.iter().zip(answers) {
-        let Exported::Ready(ready) = answer else { panic!("{answer:?}") };
-        pair.reader.core.fetched(NOW, *id, FetchEnd::Done(Box::new(ready.1)));
-    }
-    pair.owner.core.release_export(lease);
+    pair.serve(&fetches);
     assert_eq!((pair.reader.core.waiting(first), pair.reader.core.waiting(second)), (Ok(0), Ok(0)));
     let answer = pair.reader.core.collect(first).unwrap();
     assert_eq!(answer.ranges[0].found, [Some(Origin::Peer), Some(Origin::Peer), Some(Origin::Peer), None]);
@@ -123,6 +134,76 @@ fn a_block_written_on_one_node_is_read_on_another() {
     pair.reader.release("b", 32, 0);
     assert_eq!(pair.reader.core.ledger().served(Origin::Peer), 48 + 32);
     assert_eq!(pair.reader.found(&[1, 2, 3]), 3, "what was fetched stays");
+}
+
+#[test]
+fn a_head_is_fetched_before_the_rest_is_located() {
+    let mut pair = Pair::new(8);
+    pair.owner.write(&[1, 2, 3, 4, 5]);
+    pair.publish();
+    pair.gossip();
+    let request = pair.request("r", &[1, 2, 3, 4, 5]);
+    let look = pair.reader.core.look_whole(&request).unwrap();
+    let (head, rest) = look.head(2);
+    let mut located = pair.locate(head);
+    pair.reader.core.lookup_head(NOW, &request, (&look, &located)).unwrap();
+    let early = pair.fetches();
+    assert_eq!(early.iter().map(|(_, wanted, _)| wanted.block).collect::<Vec<_>>(), [key(1), key(2)]);
+    // One of them is here before the lookup, the other is still on its way.
+    pair.serve(&early[..1]);
+    located.extend(pair.locate(rest));
+    let lease = pair.reader.core.lookup_located(NOW, request, (&look, &located)).unwrap();
+    assert_eq!(pair.reader.core.waiting(lease), Ok(4));
+    let late = pair.fetches();
+    assert_eq!(late.len(), 3, "nothing is fetched twice");
+    pair.serve(&early[1..]);
+    pair.serve(&late);
+    let answer = pair.reader.core.collect(lease).unwrap();
+    assert_eq!(answer.ranges[0].found, [Some(Origin::Peer); 5], "what came early came from a peer too");
+    pair.reader.release("r", 80, 0);
+    assert_eq!(pair.reader.core.ledger().served(Origin::Peer), 80);
+    assert_eq!(pair.reader.core.leases.len(), 0);
+}
+
+#[test]
+fn a_head_ends_with_its_request_or_its_attachment() {
+    for detached in [false, true] {
+        let mut pair = Pair::new(8);
+        pair.owner.write(&[1, 2, 3, 4, 5]);
+        pair.publish();
+        pair.gossip();
+        let request = pair.request("r", &[1, 2, 3, 4, 5]);
+        let look = pair.reader.core.look_whole(&request).unwrap();
+        let located = pair.locate(look.head(2).0);
+        pair.reader.core.lookup_head(NOW, &request, (&look, &located)).unwrap();
+        assert_eq!(pair.reader.core.leases.len(), 1);
+        let fetches = pair.fetches();
+        if detached {
+            pair.reader.core.detach(pair.reader.who);
+        } else {
+            pair.reader.release("r", 0, 0);
+        }
+        pair.serve(&fetches);
+        assert_eq!(pair.reader.core.leases.len(), 0);
+        assert_eq!(pair.reader.core.counts().moved[Tier::Host.index()], 2, "what was under way arrived");
+    }
+}
+
+#[test]
+fn a_head_ends_where_a_block_is_nowhere() {
+    let mut pair = Pair::new(8);
+    pair.owner.write(&[1, 2]);
+    pair.owner.write(&[4, 5]);
+    pair.publish();
+    pair.gossip();
+    let request = pair.request("r", &[1, 2, 3, 4, 5]);
+    let look = pair.reader.core.look_whole(&request).unwrap();
+    assert_eq!((look.head(2).0.len(), look.head(3).0.len()), (2, 5), "a short rest is no reason to ask twice");
+    let located = pair.locate(look.unknown());
+    pair.reader.core.lookup_head(NOW, &request, (&look, &located)).unwrap();
+    assert_eq!(pair.fetches().len(), 2);
+    pair.reader.release("r", 0, 0);
+    assert_eq!(pair.reader.core.leases.len(), 0);
 }
 
 #[test]
@@ -167,15 +248,7 @@ fn a_slow_source_is_given_up_for_another() {
     pair.owner.write(&[1]);
     pair.publish();
     pair.gossip();
-    let range = LookupRange { group: 0, first_block: 0, keys: vec![key(1)] };
-    let request = LookupRequest {
-        attachment: pair.reader.who,
-        request_id: "r".into(),
-        ranges: vec![range],
-        local_tokens: 0,
-        tenant: TenantId::shared(),
-        hints: RequestHints::default(),
-    };
+    let request = pair.request("r", &[1]);
     let look = pair.reader.core.look_whole(&request).unwrap();
     let unknown = look.unknown();
     let replicas = pair.table.locate(&[DirectoryKey::of(&unknown[0])]);

@@ -20,6 +20,8 @@ pub struct Look {
     /// Entries in the order of ranges, blocks and shards.
     found: Vec<Option<BlockId>>,
     unknown: Vec<ShardKey>,
+    /// Whether no block is of use without all blocks before it.
+    chained: bool,
 }
 
 impl Look {
@@ -27,6 +29,14 @@ impl Look {
     #[must_use]
     pub fn unknown(&self) -> &[ShardKey] {
         &self.unknown
+    }
+
+    /// [`Self::unknown`] in two: at most `most` shards without which nothing that follows is of use, and the rest. It is not
+    /// divided where a block may be of use without those before it, nor for a rest that is shorter.
+    #[must_use]
+    pub fn head(&self, most: usize) -> (&[ShardKey], &[ShardKey]) {
+        let divided = self.chained && self.unknown.len() > 2 * most;
+        self.unknown.split_at(if divided { most } else { self.unknown.len() })
     }
 
     /// What was found of the shards from `start` on.
@@ -44,6 +54,8 @@ impl Core {
         let attachment = self.attached(request.attachment)?;
         if look.found.is_empty() {
             self.check_lookup(request)?;
+            let groups = &attachment.layout.groups;
+            look.chained = groups.len() == 1 && groups.iter().all(|group| group.kind.needs_ancestors());
         }
         let (layout, number) = (*self.catalog.layout_id(attachment.layout_number), attachment.layout_number);
         let shards = usize::from(attachment.layout.shards);

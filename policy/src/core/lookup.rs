@@ -110,9 +110,13 @@ impl Core {
     ) -> Result<LeaseId, CoreError> {
         self.check_lookup(&request)?;
         self.clock = self.clock.max(now);
+        let head = self.head_of(request.attachment, &request.request_id);
         self.release_request(request.attachment, &request.request_id);
-        let interned = self.intern_remotes(&request, located);
+        let interned = self.intern_remotes(request.attachment, &request.ranges, located);
         let leased = self.lease_prefix(now, request, look);
+        if let Ok(lease) = leased {
+            self.keep_sources(lease, &head);
+        }
         self.forget_unwanted(&interned);
         self.pump();
         leased

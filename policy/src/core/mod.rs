@@ -15,6 +15,7 @@ mod device;
 mod device_room;
 mod export;
 mod forking;
+mod head;
 mod holdings;
 mod lifetime;
 mod look;

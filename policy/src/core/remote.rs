@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kvtier_types::{BlockKey, Effect, Instant, Origin, RecordMeta, SemanticType, ShardKey, Taint, Tier};
 
-use super::{Action, Core, LookupRequest, MoveId, Movement};
+use super::{Action, Core, MoveId, Movement};
 use crate::attachment::AttachmentId;
 use crate::catalog::{BlockId, Remote, Scope, Source};
 use crate::core::marks::union;
@@ -57,15 +57,20 @@ impl Default for FetchConfig {
 
 impl Core {
     /// Gives entries to the shards of a lookup that others are said to have. Answers with them.
-    pub(super) fn intern_remotes(&mut self, request: &LookupRequest, located: &Located) -> Vec<BlockId> {
+    pub(super) fn intern_remotes(
+        &mut self,
+        attachment: AttachmentId,
+        ranges: &[LookupRange],
+        located: &Located,
+    ) -> Vec<BlockId> {
         let mut interned = Vec::new();
         if located.is_empty() || self.catalog.scopes.len() > MAX_SCOPES {
             return interned;
         }
-        for range in &request.ranges {
-            let Some(template) = self.remote_template(request.attachment, range) else { continue };
+        for range in ranges {
+            let Some(template) = self.remote_template(attachment, range) else { continue };
             let layout = *self.catalog.layout_id(template.layout);
-            let shards = self.attachments[&request.attachment].layout.shards;
+            let shards = self.attachments[&attachment].layout.shards;
             for (at, key) in (0u32..).zip(&range.keys) {
                 for shard in 0..shards {
                     let Some(sources) = located.get(&ShardKey { block: *key, layout, shard }) else { continue };
