@@ -30,6 +30,8 @@ pub async fn locate_missing(node: &Arc<Node>, (request, look): (&LookupRequest, 
     if let Err(error) = node.with_core(|core, now| core.lookup_head(now, request, (look, &located))) {
         tracing::debug!(%error, "a lookup's first blocks wait for the others");
     }
+    // Whoever has the first blocks fetched was woken just now, for this thread.
+    tokio::task::yield_now().await;
     located.extend(locate(node, cluster, rest, until).await);
     located
 }
