@@ -1,6 +1,7 @@
 //! Leases: the guard of one request over the blocks it is about to load.
 
 use kvtier_types::{Instant, Origin, Toleration};
+use rustc_hash::FxHashMap;
 
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
@@ -66,4 +67,9 @@ pub(crate) struct Lease {
     pub(crate) corrupt: bool,
     /// Taints that the request bears with.
     pub(crate) tolerations: Vec<Toleration>,
+    /// What is fetched for a lookup that is still being located; its own lease takes the place of this one.
+    pub(crate) begun: Option<Begun>,
 }
+
+/// Shards that are fetched before their lookup, and where from.
+pub(crate) type Begun = FxHashMap<BlockId, Origin>;

@@ -1,11 +1,12 @@
 //! A node: the daemon's core and sessions, its start and its end, its timers, and its word to the directory.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
-use kvtier_policy::directory::{NodeRecord, NodeState, Replica};
+use kvtier_policy::directory::{NodeRecord, NodeState};
 use kvtier_policy::peer::{PeerSession, SessionConfig};
-use kvtier_policy::{Core, CoreConfig, FetchConfig, LeaseId, MoveId, Publish, Verdict, WriteBehind};
+use kvtier_policy::{Core, CoreConfig, FetchConfig, LeaseId, Look, MoveId, Publish, Verdict, WriteBehind};
 use kvtier_types::{Instant, Location, NodeId, NodeNumber, RecordMeta, ShardKey, Tier};
 
 use crate::disk::Disk;
@@ -24,7 +25,7 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Between audits of the directory.
 const AUDIT_EVERY: Duration = Duration::from_millis(1500);
 /// How long the directory may take.
-const CALL_TIMEOUT: Duration = Duration::from_millis(300);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_millis(300);
 /// Steps of publication in one go.
 const MAX_PUBLISH_STEPS: usize = 64;
 
@@ -87,14 +88,30 @@ pub(crate) enum Pending {
     Locate(Locating),
 }
 
-/// A lookup whose shards are being located, the first of a long one before the others.
-#[derive(Debug, Default)]
+/// Shards that a long lookup asks the directory for first, and at once after those.
+const PARTS: (usize, usize) = (2, 3);
+
+/// A lookup whose shards are being located, part after part.
+#[derive(Debug)]
 pub(crate) struct Locating {
     pub(crate) request: u64,
-    /// Shards asked for so far, and where they are; those last asked for lack that.
-    pub(crate) asked: Vec<ShardKey>,
-    pub(crate) replicas: Vec<Vec<Replica>>,
-    pub(crate) rest: Vec<ShardKey>,
+    pub(crate) look: Look,
+    /// Which part is being asked for.
+    pub(crate) part: usize,
+}
+
+impl Locating {
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.look.parts(PARTS.0, PARTS.1).nth(self.part).unwrap_or_default()
+    }
+
+    pub(crate) fn keys(&self) -> &[ShardKey] {
+        &self.look.unknown()[self.range()]
+    }
+
+    pub(crate) fn is_last(&self) -> bool {
+        self.range().end == self.look.unknown().len()
+    }
 }
 
 impl Node {
@@ -312,12 +329,9 @@ impl World {
                 };
                 self.told(n, verdict);
             }
-            (Pending::Locate(mut locating), answer) => {
-                if let Some(Answer::Located(replicas)) = answer {
-                    locating.replicas.extend(replicas);
-                }
-                locating.replicas.resize(locating.asked.len(), Vec::new());
-                self.located_some(n, locating);
+            (Pending::Locate(locating), answer) => {
+                let replicas = if let Some(Answer::Located(replicas)) = answer { replicas } else { Vec::new() };
+                self.located_part(n, locating, &replicas);
             }
             (Pending::Heartbeat, _) => {}
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvtier_policy::directory::{DirectoryKey, Replica};
 use kvtier_policy::{
-    AnswerFrame, AttachmentId, FrameRef, LeaseId, LoadReport, LoadResult, Look, LookupAnswer, LookupRange,
+    AnswerFrame, AttachmentId, FrameRef, LeaseId, LoadReport, LoadResult, Located, Look, LookupAnswer, LookupRange,
     LookupRequest, ReleaseReport, Reservation, ReserveRequest, SealRequest,
 };
 use kvtier_types::{BlockKey, Instant, RequestHints, ShardKey, TenantId};
@@ -13,14 +13,12 @@ use crate::checkers::Grant;
 use crate::events::Duty;
 use crate::memory::{checksum, words_of};
 use crate::network::{Ask, Message, Party};
-use crate::node::{Locating, Pending};
+use crate::node::{CALL_TIMEOUT, Locating, Pending};
 use crate::prompts::TOKENS;
 use crate::world::World;
 
 /// How long a lookup may take.
 const LOOKUP_DEADLINE: Duration = Duration::from_millis(1200);
-/// Shards that a long lookup asks the directory for first.
-const HEAD: usize = 2;
 /// Engines of a node.
 const ENGINES: usize = 2;
 /// Shards of a node that ask for care elsewhere at once.
@@ -160,36 +158,41 @@ impl World {
                 self.stats.count("engines", "told to attach again");
                 self.live(n).requests.remove(&id);
             }
-            Ok(look) if look.unknown().is_empty() => self.located(n, id, (&[], &[])),
-            Ok(look) => {
-                let (head, rest) = look.head(HEAD);
-                let digests = head.iter().map(DirectoryKey::of).collect();
-                let locating =
-                    Locating { request: id, asked: head.to_vec(), rest: rest.to_vec(), ..Locating::default() };
-                self.call(n, Ask::Locate(digests), Pending::Locate(locating));
-            }
+            Ok(look) if look.unknown().is_empty() => self.located(n, id, (&look, &Located::default())),
+            Ok(look) => self.locate_part(n, Locating { request: id, look, part: 0 }),
         }
     }
 
-    /// The directory said where the shards are that it was asked for last. If others are left and these can be had, they are
-    /// fetched and the directory is asked for the others, as the daemon does.
-    pub(crate) fn located_some(&mut self, n: usize, mut locating: Locating) {
-        let now = self.now;
-        let Some(request) = self.live(n).requests.get(&locating.request) else { return };
-        let asked = lookup_of(locating.request, request);
-        let floor = self.floor_of(n, &locating.asked);
-        let live = self.live(n);
-        let located = live.core.located(now, &locating.asked, &locating.replicas, &floor);
-        let rest = std::mem::take(&mut locating.rest);
-        if rest.is_empty() || locating.asked.iter().any(|key| located.get(key).is_none()) {
-            return self.located(n, locating.request, (&locating.asked, &locating.replicas));
-        }
-        let begun = live.core.look_whole(&asked).and_then(|look| live.core.lookup_head(now, &asked, (&look, &located)));
-        let word = if begun.is_ok() { "lookup head" } else { "lookup head refused" };
-        self.stats.count("operations", word);
-        let digests = rest.iter().map(DirectoryKey::of).collect();
-        locating.asked.extend(rest);
+    /// Asks the directory for the next part of a lookup's shards.
+    fn locate_part(&mut self, n: usize, locating: Locating) {
+        let digests = locating.keys().iter().map(DirectoryKey::of).collect();
         self.call(n, Ask::Locate(digests), Pending::Locate(locating));
+    }
+
+    /// The directory said where the shards of a part are, or nothing in time. If they can be had and there are more, these are
+    /// fetched and the next are asked for, as the daemon does.
+    pub(crate) fn located_part(&mut self, n: usize, mut locating: Locating, replicas: &[Vec<Replica>]) {
+        let (now, id) = (self.now, locating.request);
+        let Some(request) = self.live(n).requests.get(&id) else { return };
+        let asked = lookup_of(id, request);
+        // Another answer may come too late for what follows it.
+        let no_time = now + 2 * CALL_TIMEOUT > request.deadline;
+        let keys = locating.keys();
+        let floor = self.floor_of(n, keys);
+        let live = self.live(n);
+        let located = live.core.located(now, keys, replicas, &floor);
+        let nowhere = keys.iter().any(|key| located.get(key).is_none());
+        let look = &locating.look;
+        if nowhere
+            || no_time
+            || locating.is_last()
+            || live.core.begin_part(now, &asked, (look, locating.range(), &located)).is_err()
+        {
+            return self.located(n, id, (look, &located));
+        }
+        self.stats.count("operations", "lookup begun");
+        locating.part += 1;
+        self.locate_part(n, locating);
     }
 
     /// Whether other nodes' packs have shards.
@@ -198,15 +201,13 @@ impl World {
         keys.iter().map(|key| !away && self.store.of_others(n, key).is_some()).collect()
     }
 
-    /// The directory said where shards are, or nothing in time.
-    pub(crate) fn located(&mut self, n: usize, id: u64, (unknown, replicas): (&[ShardKey], &[Vec<Replica>])) {
+    /// As much of a lookup's shards was located as will be.
+    fn located(&mut self, n: usize, id: u64, (look, located): (&Look, &Located)) {
         let now = self.now;
         let Some(request) = self.live(n).requests.get(&id) else { return };
         let asked = lookup_of(id, request);
-        let floor = self.floor_of(n, unknown);
         let live = self.live(n);
-        let located = live.core.located(now, unknown, replicas, &floor);
-        match live.core.lookup_located(now, asked, (&Look::default(), &located)) {
+        match live.core.lookup_located(now, asked, (look, located)) {
             Ok(lease) => {
                 if let Some(request) = live.requests.get_mut(&id) {
                     request.lease = Some(lease);

@@ -1,46 +1,47 @@
 //! Finds elsewhere what a lookup misses here.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvtier_policy::directory::{DirectoryKey, Replica};
 use kvtier_policy::{Core, Located, Look, LookupRequest};
 use kvtier_types::ShardKey;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Cluster;
 use crate::node::Node;
 
-/// Shards that a long lookup asks the directory for first.
-const HEAD: usize = 64;
+/// Shards that a long lookup asks the directory for first, so that their bytes move soon.
+const FIRST: usize = 64;
+/// Shards that it asks for at once after those.
+const PART: usize = 256;
 
-/// Where the shards that a look missed here can be had. The directory gets at most half of the lookup's time; without an
-/// answer only other nodes' packs are known.
+/// Where the shards that a look missed here can be had. Each time the directory is asked it gets half of what is left of the
+/// lookup's time; without an answer only other nodes' packs are known.
 ///
-/// A long prefix is asked for in two: its first blocks are fetched while the directory looks for the rest, which is not asked
-/// for if some of the first are nowhere.
-pub async fn locate_missing(node: &Arc<Node>, (request, look): (&LookupRequest, &Look), deadline: Duration) -> Located {
+/// A long prefix is asked for in parts: what one says is being fetched while the next is asked for, and is not in the answer.
+/// If some of a part are nowhere, what follows is of no use and is not asked for.
+pub async fn locate_missing(node: &Arc<Node>, (request, look): (&LookupRequest, &Look), until: Instant) -> Located {
     let Some(cluster) = &node.cluster else { return Located::default() };
-    let until = Instant::now() + deadline / 2;
-    let (head, rest) = look.head(HEAD);
-    let mut located = locate(node, cluster, head, until).await;
-    if rest.is_empty() || head.iter().any(|key| located.get(key).is_none()) {
-        return located;
+    let unknown = look.unknown();
+    for part in look.parts(FIRST, PART) {
+        let keys = &unknown[part.clone()];
+        let located = locate(node, cluster, keys, until.saturating_duration_since(Instant::now()) / 2).await;
+        if part.end == unknown.len() || keys.iter().any(|key| located.get(key).is_none()) {
+            return located;
+        }
+        if let Err(error) = node.with_core(|core, now| core.begin_part(now, request, (look, part, &located))) {
+            tracing::debug!(%error, "nothing of a lookup is fetched before it");
+            return located;
+        }
+        // Whoever has them fetched was woken just now, for this thread.
+        tokio::task::yield_now().await;
     }
-    if let Err(error) = node.with_core(|core, now| core.lookup_head(now, request, (look, &located))) {
-        tracing::debug!(%error, "a lookup's first blocks wait for the others");
-    }
-    // Whoever has the first blocks fetched was woken just now, for this thread.
-    tokio::task::yield_now().await;
-    located.extend(locate(node, cluster, rest, until).await);
-    located
+    Located::default()
 }
 
-async fn locate(node: &Arc<Node>, cluster: &Cluster, keys: &[ShardKey], until: Instant) -> Located {
-    if keys.is_empty() {
-        return Located::default();
-    }
-    let replicas = replicas(node, cluster, keys, until.saturating_duration_since(Instant::now())).await;
+async fn locate(node: &Arc<Node>, cluster: &Cluster, keys: &[ShardKey], limit: Duration) -> Located {
+    let replicas = replicas(node, cluster, keys, limit).await;
     let floor: Vec<bool> = match &cluster.floor {
         Some(floor) => floor.find(keys).iter().map(Option::is_some).collect(),
         None => Vec::new(),

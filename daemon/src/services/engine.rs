@@ -144,7 +144,7 @@ impl v1::engine_server::Engine for EngineService {
         let until = Instant::now() + deadline;
         let mut look = Look::default();
         self.0.read_core_in_steps(|core| core.look(&lookup, &mut look)).map_err(|e| core_status(&e))?;
-        let located = cluster::locate_missing(&self.0, (&lookup, &look), deadline).await;
+        let located = cluster::locate_missing(&self.0, (&lookup, &look), until).await;
         let leased = self.0.with_core(|core, now| core.lookup_located(now, lookup, (&look, &located)));
         let lease = leased.map_err(|e| core_status(&e))?;
         hinting::hold(&self.0, &tenant, heard.as_ref(), holds);

@@ -2,7 +2,9 @@
 //!
 //! A lookup of many blocks spends most of its time waiting for memory of the catalog. That is done here, in steps between
 //! which the shell lets others in; the lookup itself then finds what was found again without searching. Nothing is held in
-//! between: what has gone meanwhile is looked for anew.
+//! between ([`Core::begin_part`] holds what it has fetched): what has gone meanwhile is looked for anew.
+
+use std::ops::Range;
 
 use kvtier_types::ShardKey;
 
@@ -20,23 +22,48 @@ pub struct Look {
     /// Entries in the order of ranges, blocks and shards.
     found: Vec<Option<BlockId>>,
     unknown: Vec<ShardKey>,
+    /// Where each of these stands in `found`.
+    places: Vec<u32>,
+    /// Shards of a block.
+    shards: u16,
     /// Whether no block is of use without all blocks before it.
     chained: bool,
 }
 
 impl Look {
-    /// The shards that are not here and that nobody is bringing: what to ask the directory for.
+    /// The shards that the engine lacks, that are not here and that nobody is bringing: what to ask the directory for.
     #[must_use]
     pub fn unknown(&self) -> &[ShardKey] {
         &self.unknown
     }
 
-    /// [`Self::unknown`] in two: at most `most` shards without which nothing that follows is of use, and the rest. It is not
-    /// divided where a block may be of use without those before it, nor for a rest that is shorter.
-    #[must_use]
-    pub fn head(&self, most: usize) -> (&[ShardKey], &[ShardKey]) {
-        let divided = self.chained && self.unknown.len() > 2 * most;
-        self.unknown.split_at(if divided { most } else { self.unknown.len() })
+    /// [`Self::unknown`] in the parts to ask for one after the other: `first` shards, then `most` each, and what is left of
+    /// the last block. Without all of a part nothing that follows is of use. All is one part where a block may be of use
+    /// without those before it, or where it is not more than twice `first`.
+    pub fn parts(&self, first: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+        let all = self.unknown.len();
+        let divided = self.chained && all > 2 * first;
+        let mut begin = 0;
+        std::iter::from_fn(move || {
+            let least = if begin == 0 { first } else { most };
+            let mut end = if divided { (begin + least.max(1)).min(all) } else { all };
+            while end > begin && end < all && self.block_of(end) == self.block_of(end - 1) {
+                end += 1;
+            }
+            (begin < end).then(|| std::mem::replace(&mut begin, end)..end)
+        })
+    }
+
+    /// The block of an unknown shard, counted from the beginning of the only range.
+    fn block_of(&self, unknown: usize) -> usize {
+        self.places.get(unknown).map_or(0, |place| *place as usize / usize::from(self.shards.max(1)))
+    }
+
+    /// Blocks of the only range that end with a part's last, from the one after what came before the part; and the first of
+    /// them with an unknown shard.
+    pub(super) fn blocks_of(&self, part: &Range<usize>) -> (Range<usize>, usize) {
+        let begin = part.start.checked_sub(1).map_or(0, |before| self.block_of(before) + 1);
+        (begin..part.end.checked_sub(1).map_or(0, |last| self.block_of(last) + 1), self.block_of(part.start))
     }
 
     /// What was found of the shards from `start` on.
@@ -55,20 +82,26 @@ impl Core {
         if look.found.is_empty() {
             self.check_lookup(request)?;
             let groups = &attachment.layout.groups;
+            look.shards = attachment.layout.shards;
             look.chained = groups.len() == 1 && groups.iter().all(|group| group.kind.needs_ancestors());
         }
         let (layout, number) = (*self.catalog.layout_id(attachment.layout_number), attachment.layout_number);
         let shards = usize::from(attachment.layout.shards);
         let mut start = look.found.len();
         let mut left = STEP;
-        for LookupRange { keys, .. } in &request.ranges {
+        for LookupRange { keys, group, first_block } in &request.ranges {
+            let tokens = attachment.layout.groups.get(*group as usize).map_or(0, |spec| spec.block_tokens);
+            // Of its blocks the engine has so many itself.
+            let by_engine = (request.local_tokens / tokens.max(1)).saturating_sub(*first_block) as usize;
             let of_range = keys.len() * shards;
             for at in (start.min(of_range)..of_range).take(left) {
                 let (key, shard) = (&keys[at / shards], u16::try_from(at % shards).unwrap_or(u16::MAX));
                 let id = self.catalog.find(key, number, shard);
                 let entry = id.map(|id| self.catalog.get(id));
-                if entry.is_none_or(|e| !e.offered() && !e.flags.has(Flags::RESERVED | Flags::DOOMED)) {
+                let lacks = entry.is_none_or(|e| !e.offered() && !e.flags.has(Flags::RESERVED | Flags::DOOMED));
+                if lacks && at / shards >= by_engine {
                     look.unknown.push(ShardKey { block: *key, layout, shard });
+                    look.places.push(u32::try_from(look.found.len()).unwrap_or(u32::MAX));
                 }
                 look.found.push(id);
                 left -= 1;

@@ -13,7 +13,7 @@ use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
 use crate::entry::Flags;
 use crate::frame::FrameRef;
-use crate::lease::{Lease, LeaseId, Leased, Run};
+use crate::lease::{Begun, Lease, LeaseId, Leased, Run};
 use crate::ledger::{Fate, MissReason};
 use crate::limits::{MAX_KEYS_PER_CALL, MAX_LEASES_PER_ATTACHMENT, MAX_REQUEST_ID_BYTES};
 
@@ -98,7 +98,8 @@ impl Core {
         self.lookup_located(now, request, (&Look::default(), &Located::default()))
     }
 
-    /// As [`Self::lookup`], after a look at its shards: some that were not here may have been found elsewhere.
+    /// As [`Self::lookup`], after a look at its shards: some that were not here may have been found elsewhere. What was begun
+    /// before with [`Self::begin_part`] need not be among them.
     ///
     /// # Errors
     /// As [`Self::lookup`].
@@ -110,19 +111,21 @@ impl Core {
     ) -> Result<LeaseId, CoreError> {
         self.check_lookup(&request)?;
         self.clock = self.clock.max(now);
-        let head = self.head_of(request.attachment, &request.request_id);
-        self.release_request(request.attachment, &request.request_id);
+        let begun = self.take_begun(request.attachment, &request.request_id);
         let interned = self.intern_remotes(request.attachment, &request.ranges, located);
-        let leased = self.lease_prefix(now, request, look);
-        if let Ok(lease) = leased {
-            self.keep_sources(lease, &head);
-        }
+        let leased = self.lease_prefix(now, request, (look, &begun));
+        self.begun_came(&begun);
         self.forget_unwanted(&interned);
         self.pump();
         leased
     }
 
-    fn lease_prefix(&mut self, now: Instant, request: LookupRequest, look: &Look) -> Result<LeaseId, CoreError> {
+    fn lease_prefix(
+        &mut self,
+        now: Instant,
+        request: LookupRequest,
+        (look, begun): (&Look, &Begun),
+    ) -> Result<LeaseId, CoreError> {
         let attachment = self.attached(request.attachment)?;
         let (layout, number) = (Arc::clone(&attachment.layout), attachment.layout_number);
         let readers = self.readers(attachment.engine);
@@ -139,7 +142,13 @@ impl Core {
         };
         let usable = usable_prefix(&layout.groups, request.local_tokens, max_tokens, present);
         let reasons = self.reasons(&request, &layout, &probed);
-        let blocks = self.leasable(&probed, &layout.groups, (request.local_tokens, usable), &readers);
+        let mut blocks = self.leasable(&probed, &layout.groups, (request.local_tokens, usable), &readers);
+        if !begun.is_empty() {
+            // What came meanwhile came from elsewhere, even if it is here by now.
+            blocks
+                .iter_mut()
+                .for_each(|leased| leased.source = begun.get(&leased.id).copied().unwrap_or(leased.source));
+        }
         let tips = ends(&probed, &layout.groups, usable);
         self.note_context(now, (&request.tenant, &request.hints), &tips);
         self.note_call(now, (&request.tenant, &request.hints));
@@ -158,6 +167,7 @@ impl Core {
             of_program: !request.hints.block.program_id.is_empty(),
             corrupt: false,
             tolerations: request.hints.tolerations,
+            begun: None,
             blocks,
         };
         let shared = self.shared_prefix(&lease.blocks, reference_group(&layout.groups));
@@ -165,7 +175,7 @@ impl Core {
             self.hot.used(now, self.catalog.get(last).key);
             self.promote_shared((&lease.blocks, last), &layout.groups, &readers);
         }
-        self.take_lease(id, lease, &readers);
+        self.take_lease(id, lease, (&readers, begun));
         self.end_call();
         let attachment = self.attachments.get_mut(&request.attachment).ok_or(CoreError::UnknownAttachment)?;
         attachment.leases.insert(request.request_id, id);
@@ -179,7 +189,8 @@ impl Core {
         if keys.saturating_mul(usize::from(attachment.layout.shards)) > MAX_KEYS_PER_CALL {
             return limit("shards in one lookup", MAX_KEYS_PER_CALL);
         }
-        if attachment.leases.len() >= MAX_LEASES_PER_ATTACHMENT {
+        let is_another = !attachment.leases.contains_key(&request.request_id);
+        if attachment.leases.len() >= MAX_LEASES_PER_ATTACHMENT && is_another {
             return limit("leases of one attachment", MAX_LEASES_PER_ATTACHMENT);
         }
         if request.request_id.len() > MAX_REQUEST_ID_BYTES {
@@ -282,9 +293,12 @@ impl Core {
         of_group.map(|l| l.id).take_while(is_shared).last()
     }
 
-    fn take_lease(&mut self, id: LeaseId, mut lease: Lease, readers: &Readers) {
-        let tick = self.next_tick();
+    fn take_lease(&mut self, id: LeaseId, mut lease: Lease, (readers, begun): (&Readers, &Begun)) {
+        let now = self.next_tick();
         for leased in &lease.blocks {
+            // That it was begun was its use.
+            let is_begun = !begun.is_empty() && begun.contains_key(&leased.id);
+            let tick = if is_begun { self.catalog.get(leased.id).touched } else { now };
             self.lease_entry(leased.id, tick);
             let on_device = self.readable(leased.id, (leased.shard, readers)).is_some();
             if self.catalog.get(leased.id).host.is_none() && !on_device {

@@ -4,6 +4,7 @@
 //! [`Core::moved`]; call [`Core::expire`] at [`Core::poll_timeout`].
 
 mod abandon;
+mod begin;
 mod budget;
 mod calls;
 mod claiming;
@@ -15,7 +16,6 @@ mod device;
 mod device_room;
 mod export;
 mod forking;
-mod head;
 mod holdings;
 mod lifetime;
 mod look;

@@ -258,7 +258,7 @@ impl Core {
         self.catalog.programs.release(old_program);
         self.set_taints(id, &taints);
         let entry = self.catalog.get(id);
-        if entry.held == 0 && !entry.flags.has(Flags::COMMON) {
+        if entry.held == 0 && !entry.flags.has(Flags::COMMON) && !self.is_begun(id) {
             // It came without a reader.
             self.held_by_writer(id, u64::MAX);
         }

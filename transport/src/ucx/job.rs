@@ -1,8 +1,8 @@
 //! One read, shared by the future that awaits it and the worker's thread that does it.
 //!
 //! *Invariants*: the buffer is given back only when no operation holds it. A read that is given up while operations are in
-//! flight gives back fresh heap memory of the same length instead, because what UCX was given may still be written; that
-//! goes back to its owner when UCX has returned it, or the endpoint was closed by force.
+//! flight, or while the worker makes its checksum, gives back fresh heap memory of the same length instead, because what UCX
+//! was given may still be written; that goes back to its owner when UCX has returned it, or the endpoint was closed by force.
 //!
 //! *Cancellation*: dropping the future gives the read up.
 //!

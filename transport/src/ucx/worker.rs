@@ -39,12 +39,12 @@ const MAX_READS: usize = 4096;
 const MAX_KEYS: usize = 1024;
 /// How long UCX is polled after it last did something: sleeping and waking costs about as much.
 const SPIN: Duration = Duration::from_micros(30);
-/// Turns from one look at the clock to the next: some microseconds when there is nothing to do.
+/// Turns from one look at the clock to the next: some microseconds where a turn with nothing to do makes no system call.
 const TURNS: u32 = 64;
-/// Most bytes that the thread checksums in one turn. Where the processor moves the bytes (shared memory, sockets) no more
-/// arrive, and this is the cheapest moment: the cache has them, and nobody has to be woken. A device can bring more than one
-/// thread can checksum; the rest is left to those who read.
-const TURN_SUM_BYTES: usize = 2 << 20;
+/// Most bytes that the thread checksums in one turn: as many as it may start reading for a link. Where the processor moves
+/// the bytes (shared memory, sockets) hardly more arrive, and this is the cheapest moment: the cache has them, and nobody has
+/// to be woken. A device can bring more than one thread can checksum; the rest is left to those who read.
+const TURN_SUM_BYTES: usize = 4 << 20;
 /// Longest sleep, so that no lost event is lost for ever.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
 /// How long reads that nobody waits for may stay in flight before their link is closed by force.
