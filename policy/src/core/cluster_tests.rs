@@ -213,7 +213,7 @@ fn nothing_is_begun_beyond_a_block_that_is_nowhere_or_that_the_engine_has() {
     pair.gossip();
     let request = LookupRequest { local_tokens: 16, ..pair.request("r", &[1, 2, 3, 4, 5]) };
     let look = pair.reader.core.look_whole(&request).unwrap();
-    assert_eq!(look.parts(2, 1).collect::<Vec<_>>(), [0..4], "a short rest is no reason to ask twice");
+    assert!(look.parts(2, 1).eq(std::iter::once(0..4)), "a short rest is no reason to ask twice");
     let located = pair.locate(look.unknown());
     pair.reader.core.begin_part(NOW, &request, (&look, 0..4, &located)).unwrap();
     assert_eq!(pair.fetches().iter().map(|(_, wanted, _)| wanted.block).collect::<Vec<_>>(), [key(2)]);
