@@ -264,7 +264,7 @@ impl Core {
         (local, usable): (u32, u32),
         readers: &Readers,
     ) -> Vec<Leased> {
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(probed.iter().map(|range| range.ids.len()).sum());
         for range in probed {
             let spec = &groups[range.group as usize];
             for block in spec.needed_blocks(usable) {

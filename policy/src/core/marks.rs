@@ -361,10 +361,13 @@ impl Core {
     }
 
     /// Whether a reader that tolerates this much may not have it.
+    #[inline]
     pub(super) fn denies(&self, entry: &Entry, tolerations: &[Toleration]) -> bool {
-        if entry.taints == 0 {
-            return false;
-        }
+        entry.taints != 0 && self.taints_deny(entry, tolerations)
+    }
+
+    #[cold]
+    fn taints_deny(&self, entry: &Entry, tolerations: &[Toleration]) -> bool {
         let refuses = |t: &Taint| t.effect == Effect::NoServe && !tolerations.iter().any(|known| known.tolerates(t));
         self.taints(entry).iter().any(refuses)
     }
