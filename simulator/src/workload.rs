@@ -181,13 +181,9 @@ impl World {
         let floor = self.floor_of(n, keys);
         let live = self.live(n);
         let located = live.core.located(now, keys, replicas, &floor);
-        let nowhere = keys.iter().any(|key| located.get(key).is_none());
         let look = &locating.look;
-        if nowhere
-            || no_time
-            || locating.is_last()
-            || live.core.begin_part(now, &asked, (look, locating.range(), &located)).is_err()
-        {
+        let mut begin = || live.core.begin_part(now, &asked, (look, locating.range(), &located)).unwrap_or(false);
+        if no_time || locating.is_last() || located.is_empty() || !begin() {
             return self.located(n, id, (look, &located));
         }
         self.stats.count("operations", "lookup begun");

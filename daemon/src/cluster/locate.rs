@@ -13,8 +13,8 @@ use crate::node::Node;
 
 /// Shards that a long lookup asks the directory for first, so that their bytes move soon.
 const FIRST: usize = 64;
-/// Shards that it asks for at once after those.
-const PART: usize = 256;
+/// Shards that it asks for after those; then it asks for twice as many each time.
+const SECOND: usize = 256;
 
 /// Where the shards that a look missed here can be had. Each time the directory is asked it gets half of what is left of the
 /// lookup's time; without an answer only other nodes' packs are known.
@@ -24,30 +24,36 @@ const PART: usize = 256;
 pub async fn locate_missing(node: &Arc<Node>, (request, look): (&LookupRequest, &Look), until: Instant) -> Located {
     let Some(cluster) = &node.cluster else { return Located::default() };
     let unknown = look.unknown();
-    for part in look.parts(FIRST, PART) {
-        let keys = &unknown[part.clone()];
-        let located = locate(node, cluster, keys, until.saturating_duration_since(Instant::now()) / 2).await;
-        if part.end == unknown.len() || keys.iter().any(|key| located.get(key).is_none()) {
+    for part in look.parts(FIRST, SECOND) {
+        let limit = until.saturating_duration_since(Instant::now()) / 2;
+        let Some(replicas) = ask_directory(node, cluster, &unknown[part.clone()], limit).await else {
+            // It is not asked again.
+            return located(node, cluster, &unknown[part.start..], &[]);
+        };
+        let located = located(node, cluster, &unknown[part.clone()], &replicas);
+        if part.end == unknown.len() || located.is_empty() {
             return located;
         }
-        if let Err(error) = node.with_core(|core, now| core.begin_part(now, request, (look, part, &located))) {
-            tracing::debug!(%error, "nothing of a lookup is fetched before it");
-            return located;
+        match node.with_core(|core, now| core.begin_part(now, request, (look, part, &located))) {
+            // Whoever has them fetched was woken just now, for this thread.
+            Ok(true) => tokio::task::yield_now().await,
+            Ok(false) => return located,
+            Err(error) => {
+                tracing::debug!(%error, "nothing of a lookup is fetched before it");
+                return located;
+            }
         }
-        // Whoever has them fetched was woken just now, for this thread.
-        tokio::task::yield_now().await;
     }
     Located::default()
 }
 
-async fn locate(node: &Arc<Node>, cluster: &Cluster, keys: &[ShardKey], limit: Duration) -> Located {
-    let replicas = replicas(node, cluster, keys, limit).await;
+fn located(node: &Arc<Node>, cluster: &Cluster, keys: &[ShardKey], replicas: &[Vec<Replica>]) -> Located {
     let floor: Vec<bool> = match &cluster.floor {
         Some(floor) => floor.find(keys).iter().map(Option::is_some).collect(),
         None => Vec::new(),
     };
     let now = node.now();
-    node.read_core(|core| core.located(now, keys, &replicas, &floor))
+    node.read_core(|core| core.located(now, keys, replicas, &floor))
 }
 
 /// What the directory says of shards; nothing when it does not answer in time, or nobody else is there to have them.

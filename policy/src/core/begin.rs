@@ -1,23 +1,37 @@
 //! A long lookup in parts: what the directory said of the first blocks is fetched while it is asked for the next.
 //!
-//! *Invariants*: what was begun is leased under its request, with the blocks before it, so that whatever ends the request ends
-//! it and nothing of the prefix goes to make room for the rest; the lookup itself takes its place, and whatever is under way
-//! by then goes on for that. A block that was begun counts as used once.
+//! *Invariants*: what was begun is leased under its request, with all that is here of the prefix, so that whatever ends the
+//! request ends it and nothing of the prefix goes to make room for the rest; the lookup itself takes its place, and whatever
+//! is under way by then goes on for that. A block that was begun counts as used once.
 
 use std::ops::Range;
 
-use kvtier_types::{Instant, Tier};
+use kvtier_types::{Instant, Tier, Toleration};
 
 use super::{Core, CoreError, Located, Look, LookupRange, LookupRequest};
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
-use crate::entry::Flags;
+use crate::entry::{Entry, Flags};
 use crate::evict::SegmentId;
 use crate::lease::{Begun, Lease, LeaseId, Leased};
 
+/// What a shard of a prefix is.
+enum Piece {
+    /// Here.
+    Here(BlockId),
+    /// Elsewhere: to be fetched.
+    Elsewhere(BlockId),
+    /// The engine's own.
+    Engines,
+    /// Neither here nor elsewhere, or not to be had.
+    Missing,
+}
+
 impl Core {
     /// Starts bringing a part of a lookup's shards that others are said to have, up to the first block that is neither here
-    /// nor there. More parts follow, in order, and then [`Core::lookup_located`] with what was located for the last.
+    /// nor there. Answers whether there was no such block: then the next part may follow, and after the last but one
+    /// [`Core::lookup_located`] with what was located for the last; otherwise that follows now, with what was located for
+    /// this part.
     ///
     /// # Errors
     /// As [`Core::lookup`].
@@ -26,22 +40,46 @@ impl Core {
         now: Instant,
         request: &LookupRequest,
         (look, part, located): (&Look, Range<usize>, &Located),
-    ) -> Result<(), CoreError> {
+    ) -> Result<bool, CoreError> {
         self.check_lookup(request)?;
         self.clock = self.clock.max(now);
-        let Some(range) = request.ranges.first() else { return Ok(()) };
+        let Some(range) = request.ranges.first() else { return Ok(false) };
+        let is_first = part.start == 0;
+        let lease = match self.begun_lease(request.attachment, &request.request_id) {
+            _ if is_first => self.begin_lease(now, request)?,
+            Some(lease) => lease,
+            // It was ended meanwhile.
+            None => return Ok(false),
+        };
         let (blocks, unknown) = look.blocks_of(&part);
         // With the block before them, which is the first one's parent.
         let before = unknown.saturating_sub(1);
-        let first_block = range.first_block.saturating_add(u32::try_from(before).unwrap_or(u32::MAX));
+        let first_block = range.first_block.saturating_add(to_u32(before));
         let of_part = LookupRange { group: range.group, first_block, keys: range.keys[before..blocks.end].to_vec() };
-        let lease = match self.begun_lease(request.attachment, &request.request_id) {
-            Some(lease) if part.start > 0 => lease,
-            _ => self.begin_lease(now, request)?,
-        };
         let interned = self.intern_remotes(request.attachment, &[of_part], located);
-        let (held, begun) = self.begin_blocks(request, (look, blocks))?;
         let tick = self.next_tick();
+        let (mut held, mut begun, mut whole) = (Vec::new(), Begun::default(), true);
+        // What is here is held with the first part.
+        let end = if is_first { range.keys.len() } else { blocks.end };
+        for at in blocks.start..end {
+            for shard in 0..look.shards() {
+                let source = |id| self.origin(id);
+                let (id, source) = match self.piece(request, look, (at, shard)) {
+                    Piece::Here(id) if is_first => (id, source(id)),
+                    Piece::Elsewhere(id) if whole && at < blocks.end => {
+                        begun.insert(id, source(id));
+                        (id, source(id))
+                    }
+                    Piece::Missing => {
+                        whole &= at >= blocks.end;
+                        continue;
+                    }
+                    _ => continue,
+                };
+                let (group, block) = (to_u16(range.group), range.first_block.saturating_add(to_u32(at)));
+                held.push(Leased { id, group, shard, block, source });
+            }
+        }
         for leased in &held {
             let is_begun = begun.contains_key(&leased.id);
             self.catalog.touch(leased.id, |entry| {
@@ -54,47 +92,38 @@ impl Core {
             }
         }
         if let Some(lease) = self.leases.get_mut(&lease) {
-            lease.waiting += begun.len();
+            lease.waiting += held.iter().filter(|leased| begun.contains_key(&leased.id)).count();
             lease.blocks.extend(held);
             lease.begun.get_or_insert_default().extend(begun);
         }
         self.forget_unwanted(&interned);
         self.pump();
-        Ok(())
+        Ok(whole)
     }
 
-    /// Shards of these blocks of the only range up to the first that is missing, and those of them that must be fetched.
-    fn begin_blocks(
-        &self,
-        request: &LookupRequest,
-        (look, blocks): (&Look, Range<usize>),
-    ) -> Result<(Vec<Leased>, Begun), CoreError> {
-        let attachment = self.attached(request.attachment)?;
-        let (number, shards) = (attachment.layout_number, attachment.layout.shards);
+    /// What the shard of a block of the only range is.
+    fn piece(&self, request: &LookupRequest, look: &Look, (at, shard): (usize, u16)) -> Piece {
+        let Some(range) = request.ranges.first() else { return Piece::Missing };
+        let Ok(attachment) = self.attached(request.attachment) else { return Piece::Missing };
         let tokens = attachment.layout.groups.first().map_or(0, |group| group.block_tokens);
-        let (mut held, mut begun) = (Vec::new(), Begun::default());
-        let Some(range) = request.ranges.first() else { return Ok((held, begun)) };
-        let group = u16::try_from(range.group).unwrap_or(u16::MAX);
-        let mut found = look.from(blocks.start * usize::from(shards));
-        for at in blocks {
-            let block = range.first_block.saturating_add(u32::try_from(at).unwrap_or(u32::MAX));
-            let by_engine = block.saturating_add(1).saturating_mul(tokens) <= request.local_tokens;
-            for shard in 0..shards {
-                let known = self.catalog.find_again(found.next().flatten(), &range.keys[at], number, shard);
-                if by_engine {
-                    continue;
-                }
-                let Some(id) = known else { return Ok((held, begun)) };
-                let entry = self.catalog.get(id);
-                if entry.flags.has(Flags::REMOTE) && !entry.flags.has(Flags::DOOMED) {
-                    begun.insert(id, self.origin(id));
-                } else if !self.may_have(entry, &request.hints.tolerations) {
-                    return Ok((held, begun));
-                }
-                held.push(Leased { id, group, shard, block, source: self.origin(id) });
-            }
+        let block = range.first_block.saturating_add(to_u32(at));
+        if block.saturating_add(1).saturating_mul(tokens) <= request.local_tokens {
+            return Piece::Engines;
         }
-        Ok((held, begun))
+        let known = look.from(at * usize::from(look.shards()) + usize::from(shard)).next().flatten();
+        let found = self.catalog.find_again(known, &range.keys[at], attachment.layout_number, shard);
+        found.map_or(Piece::Missing, |id| self.piece_of(id, &request.hints.tolerations))
+    }
+
+    fn piece_of(&self, id: BlockId, tolerations: &[Toleration]) -> Piece {
+        let entry = self.catalog.get(id);
+        if entry.flags.has(Flags::DOOMED) {
+            return Piece::Missing;
+        }
+        if entry.flags.has(Flags::REMOTE) {
+            return Piece::Elsewhere(id);
+        }
+        if self.may_have(entry, tolerations) { Piece::Here(id) } else { Piece::Missing }
     }
 
     /// A lease of nothing yet, in the place of the request's former one.
@@ -136,8 +165,8 @@ impl Core {
         self.release_request(attachment, request_id);
         begun.retain(|id, _| self.catalog.try_get(*id).is_some());
         for id in begun.keys() {
-            let segment = self.catalog.get(*id).segment;
-            if segment != SegmentId::NONE && self.catalog.get(*id).resident(Tier::Host) {
+            let (segment, unused) = (self.catalog.get(*id).segment, is_nobodys(self.catalog.get(*id)));
+            if segment != SegmentId::NONE && unused {
                 self.catalog.segments.leave(segment);
                 self.catalog.touch(*id, |entry| entry.segment = SegmentId::NONE);
             }
@@ -153,11 +182,24 @@ impl Core {
 
     /// What came before its lookup, and that nobody holds now that this is known, is its writer's.
     pub(super) fn begun_came(&mut self, begun: &Begun) {
-        for id in begun.keys() {
-            let alone = |e: &crate::entry::Entry| e.resident(Tier::Host) && e.held == 0 && !e.flags.has(Flags::COMMON);
-            if self.catalog.try_get(*id).is_some_and(alone) {
-                self.held_by_writer(*id, u64::MAX);
-            }
-        }
+        let entry = |id: &BlockId| self.catalog.try_get(*id).filter(|entry| is_nobodys(entry));
+        let mut came: Vec<_> = begun.keys().filter_map(|id| Some((entry(id)?.depth_blocks, *id))).collect();
+        // Each goes on from the one before.
+        came.sort_unstable();
+        came.into_iter().for_each(|(_, id)| self.held_by_writer(id, u64::MAX));
     }
+}
+
+/// Whether it is here and nobody has used it yet.
+fn is_nobodys(entry: &Entry) -> bool {
+    entry.resident(Tier::Host) && entry.held == 0 && !entry.flags.has(Flags::COMMON)
+}
+
+/// Counts here are bounded by [`crate::limits::MAX_KEYS_PER_CALL`].
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn to_u16(n: u32) -> u16 {
+    u16::try_from(n).unwrap_or(u16::MAX)
 }

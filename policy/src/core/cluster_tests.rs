@@ -7,7 +7,6 @@ use kvtier_types::{NodeId, NodeNumber, Origin, RequestHints, TenantId, Tier};
 use super::tests::{BLOCK, Bench, NOW, key};
 use super::*;
 use crate::directory::{DirectoryKey, NodeRecord, NodeState, Table};
-use crate::entry::Flags;
 use crate::publication::Verdict;
 
 fn record(id: &NodeId, core: &Core) -> NodeRecord {
@@ -22,15 +21,15 @@ fn record(id: &NodeId, core: &Core) -> NodeRecord {
     }
 }
 
-struct Pair {
+pub(super) struct Pair {
     table: Table,
-    owner: Bench,
-    reader: Bench,
+    pub(super) owner: Bench,
+    pub(super) reader: Bench,
     names: [NodeId; 2],
 }
 
 impl Pair {
-    fn new(reader_blocks: u64) -> Self {
+    pub(super) fn new(reader_blocks: u64) -> Self {
         let names = [NodeId::new("owner").unwrap(), NodeId::new("reader").unwrap()];
         let (mut owner, mut reader) = (Bench::new(8, false), Bench::new(reader_blocks, false));
         owner.core.join(&names[0], 1);
@@ -38,7 +37,7 @@ impl Pair {
         Self { table: Table::default(), owner, reader, names }
     }
 
-    fn gossip(&mut self) {
+    pub(super) fn gossip(&mut self) {
         let ttl = Duration::from_secs(5);
         self.table.heartbeat(NOW, &record(&self.names[0], &self.owner.core), ttl);
         let all = self.table.heartbeat(NOW, &record(&self.names[1], &self.reader.core), ttl);
@@ -47,7 +46,7 @@ impl Pair {
     }
 
     /// Publishes until the directory was told everything. Answers whether it all was taken at the first try.
-    fn publish(&mut self) -> Verdict {
+    pub(super) fn publish(&mut self) -> Verdict {
         let mut verdict = Verdict::Whole;
         loop {
             match self.owner.core.publish() {
@@ -63,7 +62,7 @@ impl Pair {
         }
     }
 
-    fn request(&self, request_id: &str, keys: &[u8]) -> LookupRequest {
+    pub(super) fn request(&self, request_id: &str, keys: &[u8]) -> LookupRequest {
         let range = LookupRange { group: 0, first_block: 0, keys: keys.iter().map(|n| key(*n)).collect() };
         LookupRequest {
             attachment: self.reader.who,
@@ -75,7 +74,7 @@ impl Pair {
         }
     }
 
-    fn locate(&self, unknown: &[ShardKey]) -> Located {
+    pub(super) fn locate(&self, unknown: &[ShardKey]) -> Located {
         let digests: Vec<DirectoryKey> = unknown.iter().map(DirectoryKey::of).collect();
         self.reader.core.located(NOW, unknown, &self.table.locate(&digests), &[])
     }
@@ -88,7 +87,7 @@ impl Pair {
     }
 
     /// The owner's answer to fetches.
-    fn serve(&mut self, fetches: &[(MoveId, ShardKey, Source)]) {
+    pub(super) fn serve(&mut self, fetches: &[(MoveId, ShardKey, Source)]) {
         let (lease, answers) = self.export(fetches.iter().map(|(_, key, _)| *key).collect(), 1).unwrap();
         for ((id, ..), answer) in fetches.iter().zip(answers) {
             let Exported::Ready(ready) = answer else { panic!("{answer:?}") };
@@ -97,7 +96,7 @@ impl Pair {
         self.owner.core.release_export(lease);
     }
 
-    fn fetches(&mut self) -> Vec<(MoveId, ShardKey, Source)> {
+    pub(super) fn fetches(&mut self) -> Vec<(MoveId, ShardKey, Source)> {
         let fetch = |action| match action {
             Action::Fetch { id, key, from, .. } => Some((id, key, from)),
             _ => None,
@@ -135,141 +134,6 @@ fn a_block_written_on_one_node_is_read_on_another() {
     pair.reader.release("b", 32, 0);
     assert_eq!(pair.reader.core.ledger().served(Origin::Peer), 48 + 32);
     assert_eq!(pair.reader.found(&[1, 2, 3]), 3, "what was fetched stays");
-}
-
-#[test]
-fn what_is_located_first_is_fetched_before_the_rest_is_located() {
-    let mut pair = Pair::new(8);
-    pair.owner.write(&[1, 2, 3, 4, 5, 6]);
-    pair.publish();
-    pair.gossip();
-    let request = pair.request("r", &[1, 2, 3, 4, 5, 6]);
-    let look = pair.reader.core.look_whole(&request).unwrap();
-    let parts: Vec<_> = look.parts(2, 3).collect();
-    assert_eq!(parts, [0..2, 2..5, 5..6]);
-    let mut fetches = Vec::new();
-    for part in &parts[..2] {
-        let located = pair.locate(&look.unknown()[part.clone()]);
-        pair.reader.core.begin_part(NOW, &request, (&look, part.clone(), &located)).unwrap();
-        let begun = pair.fetches();
-        let keys: Vec<_> = begun.iter().map(|(_, wanted, _)| *wanted).collect();
-        assert_eq!(keys, look.unknown()[part.clone()]);
-        // One of them is here before the lookup, the others are still on their way.
-        pair.serve(&begun[..1]);
-        fetches.extend_from_slice(&begun[1..]);
-    }
-    assert_eq!(pair.reader.core.leases.len(), 1);
-    let located = pair.locate(&look.unknown()[parts[2].clone()]);
-    let lease = pair.reader.core.lookup_located(NOW, request, (&look, &located)).unwrap();
-    assert_eq!(pair.reader.core.waiting(lease), Ok(4));
-    let last = pair.fetches();
-    assert_eq!(last.len(), 1, "nothing is fetched twice");
-    pair.serve(&fetches);
-    pair.serve(&last);
-    let answer = pair.reader.core.collect(lease).unwrap();
-    assert_eq!(answer.ranges[0].found, [Some(Origin::Peer); 6], "what came early came from a peer too");
-    pair.reader.release("r", 96, 0);
-    assert_eq!(pair.reader.core.ledger().served(Origin::Peer), 96);
-    assert!(pair.reader.core.leases.is_empty() && pair.reader.core.waiters.is_empty());
-    let parents =
-        |n: u8| pair.reader.core.catalog.find(&key(n), 0, 0).and_then(|id| pair.reader.core.catalog.get(id).parent);
-    assert!((2..=6).all(|n| parents(n).is_some()), "each has its parent, across parts");
-}
-
-#[test]
-fn what_was_begun_ends_with_its_request_or_its_attachment() {
-    for detached in [false, true] {
-        let mut pair = Pair::new(8);
-        pair.owner.write(&[1, 2, 3, 4, 5]);
-        pair.publish();
-        pair.gossip();
-        let request = pair.request("r", &[1, 2, 3, 4, 5]);
-        let look = pair.reader.core.look_whole(&request).unwrap();
-        let part = look.parts(2, 3).next().unwrap();
-        let located = pair.locate(&look.unknown()[part.clone()]);
-        // Asked again, it takes the place of what was begun before.
-        for _ in 0..2 {
-            pair.reader.core.begin_part(NOW, &request, (&look, part.clone(), &located)).unwrap();
-            assert_eq!(pair.reader.core.leases.len(), 1);
-        }
-        let fetches = pair.fetches();
-        if detached {
-            pair.reader.core.detach(pair.reader.who);
-        } else {
-            pair.reader.release("r", 0, 0);
-        }
-        pair.serve(&fetches);
-        assert!(pair.reader.core.leases.is_empty() && pair.reader.core.waiters.is_empty());
-        assert_eq!(pair.reader.core.counts().moved[Tier::Host.index()], 2, "what was under way arrived");
-    }
-}
-
-#[test]
-fn nothing_is_begun_beyond_a_block_that_is_nowhere_or_that_the_engine_has() {
-    let mut pair = Pair::new(8);
-    pair.owner.write(&[1, 2]);
-    pair.owner.write(&[4, 5]);
-    pair.publish();
-    pair.gossip();
-    let request = LookupRequest { local_tokens: 16, ..pair.request("r", &[1, 2, 3, 4, 5]) };
-    let look = pair.reader.core.look_whole(&request).unwrap();
-    assert!(look.parts(2, 1).eq(std::iter::once(0..4)), "a short rest is no reason to ask twice");
-    let located = pair.locate(look.unknown());
-    pair.reader.core.begin_part(NOW, &request, (&look, 0..4, &located)).unwrap();
-    assert_eq!(pair.fetches().iter().map(|(_, wanted, _)| wanted.block).collect::<Vec<_>>(), [key(2)]);
-    pair.reader.release("r", 0, 0);
-    assert!(pair.reader.core.leases.is_empty());
-}
-
-#[test]
-fn what_is_here_of_a_prefix_stays_while_its_rest_is_fetched() {
-    let mut pair = Pair::new(4);
-    pair.reader.write(&[1, 2]);
-    pair.reader.write(&[8, 9]);
-    pair.owner.write(&[1, 2, 3, 4, 5, 6]);
-    pair.publish();
-    pair.gossip();
-    let request = pair.request("r", &[1, 2, 3, 4, 5, 6]);
-    let look = pair.reader.core.look_whole(&request).unwrap();
-    let part = look.parts(1, 1).next().unwrap();
-    let located = pair.locate(look.unknown());
-    pair.reader.core.begin_part(NOW, &request, (&look, part, &located)).unwrap();
-    let fetches = pair.fetches();
-    pair.serve(&fetches);
-    let here = |n: u8| pair.reader.core.catalog.find(&key(n), 0, 0).is_some_and(|id| pair.reader.core.in_host(id));
-    assert_eq!([1, 2, 3, 8, 9].map(here), [true, true, true, true, false]);
-}
-
-#[test]
-fn a_block_that_came_before_its_lookup_counts_as_used_once() {
-    let mut pair = Pair::new(8);
-    pair.owner.write(&[1, 2, 3, 4, 5]);
-    pair.publish();
-    pair.gossip();
-    let mut request = pair.request("r", &[1, 2, 3, 4, 5]);
-    request.hints.block.program_id = "p".into();
-    let look = pair.reader.core.look_whole(&request).unwrap();
-    let part = look.parts(2, 3).next().unwrap();
-    let located = pair.locate(look.unknown());
-    pair.reader.core.begin_part(NOW, &request, (&look, part, &located)).unwrap();
-    let fetches = pair.fetches();
-    pair.serve(&fetches[..1]);
-    let entry = |pair: &Pair, n: u8| {
-        let id = pair.reader.core.catalog.find(&key(n), 0, 0).unwrap();
-        pair.reader.core.catalog.get(id).clone()
-    };
-    assert_eq!(
-        (entry(&pair, 1).held, entry(&pair, 1).flags.has(Flags::COMMON)),
-        (0, false),
-        "nobody knows whose it is"
-    );
-    let before = entry(&pair, 1).touched;
-    pair.reader.core.lookup_located(NOW, request, (&look, &located)).unwrap();
-    let (came, comes, late) = (entry(&pair, 1), entry(&pair, 2), entry(&pair, 3));
-    assert_eq!((came.touched, comes.touched), (before, before), "they were used when they were begun");
-    assert!(late.touched > before);
-    assert_eq!(came.segment, comes.segment, "what came is as what is still on its way");
-    assert_eq!((came.held, came.flags.has(Flags::COMMON)), (1, false), "it is its reader's");
 }
 
 #[test]

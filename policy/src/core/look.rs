@@ -37,16 +37,17 @@ impl Look {
         &self.unknown
     }
 
-    /// [`Self::unknown`] in the parts to ask for one after the other: `first` shards, then `most` each, and what is left of
-    /// the last block. Without all of a part nothing that follows is of use. All is one part where a block may be of use
-    /// without those before it, or where it is not more than twice `first`.
-    pub fn parts(&self, first: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    /// [`Self::unknown`] in the parts to ask for one after the other: `first` shards, then `second`, and then always twice as
+    /// many, each with what is left of its last block. Without all of a part nothing that follows is of use. All is one part
+    /// where a block may be of use without those before it, or where it is not more than twice `first`.
+    pub fn parts(&self, first: usize, second: usize) -> impl Iterator<Item = Range<usize>> {
         let all = self.unknown.len();
         let divided = self.chained && all > 2 * first;
-        let mut begin = 0;
+        let (mut begin, mut next) = (0_usize, second.max(1));
         std::iter::from_fn(move || {
-            let least = if begin == 0 { first } else { most };
-            let mut end = if divided { (begin + least.max(1)).min(all) } else { all };
+            let doubled = next.saturating_mul(2);
+            let least = if begin == 0 { first.max(1) } else { std::mem::replace(&mut next, doubled) };
+            let mut end = if divided { begin.saturating_add(least).min(all) } else { all };
             while end > begin && end < all && self.block_of(end) == self.block_of(end - 1) {
                 end += 1;
             }
@@ -59,11 +60,15 @@ impl Look {
         self.places.get(unknown).map_or(0, |place| *place as usize / usize::from(self.shards.max(1)))
     }
 
-    /// Blocks of the only range that end with a part's last, from the one after what came before the part; and the first of
-    /// them with an unknown shard.
+    /// Blocks of the only range from the one after what came before a part to its last, and the first with an unknown shard.
     pub(super) fn blocks_of(&self, part: &Range<usize>) -> (Range<usize>, usize) {
-        let begin = part.start.checked_sub(1).map_or(0, |before| self.block_of(before) + 1);
-        (begin..part.end.checked_sub(1).map_or(0, |last| self.block_of(last) + 1), self.block_of(part.start))
+        let end = |unknown: usize| unknown.checked_sub(1).map_or(0, |last| self.block_of(last) + 1);
+        (end(part.start)..end(part.end), self.block_of(part.start))
+    }
+
+    /// Shards of a block.
+    pub(super) const fn shards(&self) -> u16 {
+        self.shards
     }
 
     /// What was found of the shards from `start` on.

@@ -39,6 +39,8 @@ mod turns;
 mod write;
 
 #[cfg(test)]
+mod begin_tests;
+#[cfg(test)]
 mod cluster_tests;
 #[cfg(test)]
 mod device_tests;

@@ -40,11 +40,6 @@ impl Located {
         self.0.get(key).map(Vec::as_slice)
     }
 
-    /// Adds what is known of other shards.
-    pub fn extend(&mut self, others: Self) {
-        self.0.extend(others.0);
-    }
-
     /// Shards that can be had.
     #[must_use]
     pub fn len(&self) -> usize {

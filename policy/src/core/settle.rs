@@ -107,6 +107,8 @@ impl Core {
 
     fn drop_lease(&mut self, lease: LeaseId) {
         let Some(held) = self.leases.remove(&lease) else { return };
+        // No lookup comes to say who reads what came.
+        self.begun_came(&held.begun.unwrap_or_default());
         for leased in held.blocks {
             self.stop_waiting(leased.id, lease);
             if self.catalog.touch(leased.id, |e| e.leases -= 1) {

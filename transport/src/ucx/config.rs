@@ -54,12 +54,15 @@ impl UcxConfig {
     pub(super) fn settings(&self, version: (u16, u16)) -> Vec<Setting> {
         let keepalive = format!("{}ms", self.keepalive.as_millis().max(1));
         let mut settings = vec![Setting { name: "KEEPALIVE_INTERVAL", value: keepalive, required: false }];
-        if self.may_use(&SHARED_MEMORY) {
+        // UCX warns of settings that nothing uses.
+        let names = |of: &[&str]| self.tls.as_deref().map(|tls| of.iter().any(|name| tls.contains(name)));
+        if names(&SHARED_MEMORY).unwrap_or(true) {
             // Without it, shared memory is refused for endpoints that handle peer errors.
             settings.push(Setting { name: "MM_ERROR_HANDLING", value: "y".to_owned(), required: false });
         }
+        let excluded = self.tls.as_deref().is_some_and(|tls| tls.starts_with('^'));
         // Among named devices those of sockets may be missing.
-        if self.may_use(&SOCKETS) && (self.tls.is_some() || self.net_devices.is_none()) {
+        if names(&SOCKETS).map_or(self.net_devices.is_none(), |named| named != excluded) {
             let segments = if version < PREFIXES_SINCE {
                 ["TX_SEG_SIZE", "RX_SEG_SIZE"]
             } else {
@@ -72,13 +75,6 @@ impl UcxConfig {
             settings.extend(value.clone().map(|value| Setting { name, value, required: true }));
         }
         settings
-    }
-
-    /// Whether UCX may use one of these transports: it warns of settings that nothing uses.
-    fn may_use(&self, names: &[&str]) -> bool {
-        let Some(tls) = &self.tls else { return true };
-        let excluded = tls.starts_with('^');
-        names.iter().any(|name| tls.contains(name)) != excluded
     }
 }
 
@@ -96,6 +92,8 @@ mod tests {
         assert_eq!(names(None, (1, 22)), all);
         assert_eq!(names(Some("tcp"), (1, 16)), ["KEEPALIVE_INTERVAL", "TX_SEG_SIZE", "RX_SEG_SIZE", "TLS"]);
         assert_eq!(names(Some("rc,cma"), (1, 17)), ["KEEPALIVE_INTERVAL", "TLS"]);
-        assert_eq!(names(Some("^tcp"), (1, 17)), ["KEEPALIVE_INTERVAL", "MM_ERROR_HANDLING", "TLS"]);
+        assert_eq!(names(Some("^tcp"), (1, 17)), ["KEEPALIVE_INTERVAL", "TLS"]);
+        let of_posix = ["KEEPALIVE_INTERVAL", "MM_ERROR_HANDLING", "TCP_TX_SEG_SIZE", "TCP_RX_SEG_SIZE", "TLS"];
+        assert_eq!(names(Some("^sysv"), (1, 17)), of_posix);
     }
 }
