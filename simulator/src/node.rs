@@ -98,6 +98,8 @@ pub(crate) struct Locating {
     pub(crate) look: Look,
     /// Which part is being asked for.
     pub(crate) part: usize,
+    /// Whether the directory answered so far: else it is not asked again.
+    pub(crate) answers: bool,
 }
 
 impl Locating {
@@ -329,9 +331,10 @@ impl World {
                 };
                 self.told(n, verdict);
             }
-            (Pending::Locate(locating), answer) => {
-                let replicas = if let Some(Answer::Located(replicas)) = answer { replicas } else { Vec::new() };
-                self.located_part(n, locating, &replicas);
+            (Pending::Locate(mut locating), answer) => {
+                let replicas = if let Some(Answer::Located(replicas)) = answer { Some(replicas) } else { None };
+                locating.answers = replicas.is_some();
+                self.located_part(n, locating, &replicas.unwrap_or_default());
             }
             (Pending::Heartbeat, _) => {}
         }

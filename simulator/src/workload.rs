@@ -159,12 +159,15 @@ impl World {
                 self.live(n).requests.remove(&id);
             }
             Ok(look) if look.unknown().is_empty() => self.located(n, id, (&look, &Located::default())),
-            Ok(look) => self.locate_part(n, Locating { request: id, look, part: 0 }),
+            Ok(look) => self.locate_part(n, Locating { request: id, look, part: 0, answers: true }),
         }
     }
 
     /// Asks the directory for the next part of a lookup's shards.
     fn locate_part(&mut self, n: usize, locating: Locating) {
+        if !locating.answers {
+            return self.located_part(n, locating, &[]);
+        }
         let digests = locating.keys().iter().map(DirectoryKey::of).collect();
         self.call(n, Ask::Locate(digests), Pending::Locate(locating));
     }

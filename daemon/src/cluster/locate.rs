@@ -23,14 +23,13 @@ const SECOND: usize = 256;
 /// If some of a part are nowhere, what follows is of no use and is not asked for.
 pub async fn locate_missing(node: &Arc<Node>, (request, look): (&LookupRequest, &Look), until: Instant) -> Located {
     let Some(cluster) = &node.cluster else { return Located::default() };
-    let unknown = look.unknown();
+    let (unknown, mut answers) = (look.unknown(), true);
     for part in look.parts(FIRST, SECOND) {
-        let limit = until.saturating_duration_since(Instant::now()) / 2;
-        let Some(replicas) = ask_directory(node, cluster, &unknown[part.clone()], limit).await else {
-            // It is not asked again.
-            return located(node, cluster, &unknown[part.start..], &[]);
-        };
-        let located = located(node, cluster, &unknown[part.clone()], &replicas);
+        let (keys, limit) = (&unknown[part.clone()], until.saturating_duration_since(Instant::now()) / 2);
+        // One that did not answer is not asked again.
+        let replicas = if answers { ask_directory(node, cluster, keys, limit).await } else { None };
+        answers = replicas.is_some();
+        let located = located(node, cluster, keys, &replicas.unwrap_or_default());
         if part.end == unknown.len() || located.is_empty() {
             return located;
         }

@@ -47,9 +47,9 @@ impl Core {
         let is_first = part.start == 0;
         let lease = match self.begun_lease(request.attachment, &request.request_id) {
             _ if is_first => self.begin_lease(now, request)?,
-            Some(lease) => lease,
-            // It was ended meanwhile.
-            None => return Ok(false),
+            Some(lease) if self.is_coming(lease) => lease,
+            // It was ended meanwhile, or what was begun did not come.
+            _ => return Ok(false),
         };
         let (blocks, unknown) = look.blocks_of(&part);
         // With the block before them, which is the first one's parent.
@@ -59,13 +59,13 @@ impl Core {
         let interned = self.intern_remotes(request.attachment, &[of_part], located);
         let tick = self.next_tick();
         let (mut held, mut begun, mut whole) = (Vec::new(), Begun::default(), true);
-        // What is here is held with the first part.
+        // What is here is held with the first part, what came since with its own.
         let end = if is_first { range.keys.len() } else { blocks.end };
         for at in blocks.start..end {
             for shard in 0..look.shards() {
                 let source = |id| self.origin(id);
                 let (id, source) = match self.piece(request, look, (at, shard)) {
-                    Piece::Here(id) if is_first => (id, source(id)),
+                    Piece::Here(id) => (id, source(id)),
                     Piece::Elsewhere(id) if whole && at < blocks.end => {
                         begun.insert(id, source(id));
                         (id, source(id))
@@ -117,13 +117,10 @@ impl Core {
 
     fn piece_of(&self, id: BlockId, tolerations: &[Toleration]) -> Piece {
         let entry = self.catalog.get(id);
-        if entry.flags.has(Flags::DOOMED) {
+        if !self.may_have(entry, tolerations) {
             return Piece::Missing;
         }
-        if entry.flags.has(Flags::REMOTE) {
-            return Piece::Elsewhere(id);
-        }
-        if self.may_have(entry, tolerations) { Piece::Here(id) } else { Piece::Missing }
+        if entry.flags.has(Flags::REMOTE) { Piece::Elsewhere(id) } else { Piece::Here(id) }
     }
 
     /// A lease of nothing yet, in the place of the request's former one.
@@ -155,6 +152,12 @@ impl Core {
     fn begun_lease(&self, attachment: AttachmentId, request_id: &str) -> Option<LeaseId> {
         let lease = self.attachments.get(&attachment)?.leases.get(request_id)?;
         self.leases.get(lease)?.begun.is_some().then_some(*lease)
+    }
+
+    /// Whether all that was begun under a lease is here or on its way.
+    fn is_coming(&self, lease: LeaseId) -> bool {
+        let begun = self.leases.get(&lease).and_then(|lease| lease.begun.as_ref());
+        begun.is_some_and(|begun| begun.keys().all(|id| self.catalog.get(*id).offered()))
     }
 
     /// Ends a request's lease for the lookup that takes its place. Answers with what was begun for it: it is as if the first

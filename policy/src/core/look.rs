@@ -15,6 +15,8 @@ use crate::entry::Flags;
 
 /// Shards of one step.
 const STEP: usize = 256;
+/// Most shards of a part: its entries are made in one step.
+const MAX_PART: usize = 4096;
 
 /// What was found so far.
 #[derive(Debug, Clone, Default)]
@@ -38,14 +40,14 @@ impl Look {
     }
 
     /// [`Self::unknown`] in the parts to ask for one after the other: `first` shards, then `second`, and then always twice as
-    /// many, each with what is left of its last block. Without all of a part nothing that follows is of use. All is one part
+    /// many up to [`MAX_PART`], each with what is left of its last block. Without all of a part nothing that follows is of use. All is one part
     /// where a block may be of use without those before it, or where it is not more than twice `first`.
     pub fn parts(&self, first: usize, second: usize) -> impl Iterator<Item = Range<usize>> {
         let all = self.unknown.len();
         let divided = self.chained && all > 2 * first;
         let (mut begin, mut next) = (0_usize, second.max(1));
         std::iter::from_fn(move || {
-            let doubled = next.saturating_mul(2);
+            let doubled = next.saturating_mul(2).min(MAX_PART);
             let least = if begin == 0 { first.max(1) } else { std::mem::replace(&mut next, doubled) };
             let mut end = if divided { begin.saturating_add(least).min(all) } else { all };
             while end > begin && end < all && self.block_of(end) == self.block_of(end - 1) {

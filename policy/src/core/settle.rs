@@ -107,8 +107,6 @@ impl Core {
 
     fn drop_lease(&mut self, lease: LeaseId) {
         let Some(held) = self.leases.remove(&lease) else { return };
-        // No lookup comes to say who reads what came.
-        self.begun_came(&held.begun.unwrap_or_default());
         for leased in held.blocks {
             self.stop_waiting(leased.id, lease);
             if self.catalog.touch(leased.id, |e| e.leases -= 1) {
@@ -116,6 +114,8 @@ impl Core {
             }
             self.forget_unwanted_one(leased.id);
         }
+        // No lookup comes to say who reads what came.
+        self.begun_came(&held.begun.unwrap_or_default());
     }
 
     /// Takes an engine's word on its loads: counts them, and quarantines copies whose bytes were wrong.

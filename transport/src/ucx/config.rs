@@ -56,11 +56,12 @@ impl UcxConfig {
         let mut settings = vec![Setting { name: "KEEPALIVE_INTERVAL", value: keepalive, required: false }];
         // UCX warns of settings that nothing uses.
         let names = |of: &[&str]| self.tls.as_deref().map(|tls| of.iter().any(|name| tls.contains(name)));
-        if names(&SHARED_MEMORY).unwrap_or(true) {
+        let excluded = self.tls.as_deref().is_some_and(|tls| tls.starts_with('^'));
+        // Of an exclusion of some the others are left.
+        if names(&SHARED_MEMORY).is_none_or(|named| named || excluded) {
             // Without it, shared memory is refused for endpoints that handle peer errors.
             settings.push(Setting { name: "MM_ERROR_HANDLING", value: "y".to_owned(), required: false });
         }
-        let excluded = self.tls.as_deref().is_some_and(|tls| tls.starts_with('^'));
         // Among named devices those of sockets may be missing.
         if names(&SOCKETS).map_or(self.net_devices.is_none(), |named| named != excluded) {
             let segments = if version < PREFIXES_SINCE {
@@ -92,7 +93,7 @@ mod tests {
         assert_eq!(names(None, (1, 22)), all);
         assert_eq!(names(Some("tcp"), (1, 16)), ["KEEPALIVE_INTERVAL", "TX_SEG_SIZE", "RX_SEG_SIZE", "TLS"]);
         assert_eq!(names(Some("rc,cma"), (1, 17)), ["KEEPALIVE_INTERVAL", "TLS"]);
-        assert_eq!(names(Some("^tcp"), (1, 17)), ["KEEPALIVE_INTERVAL", "TLS"]);
+        assert_eq!(names(Some("^tcp"), (1, 17)), ["KEEPALIVE_INTERVAL", "MM_ERROR_HANDLING", "TLS"]);
         let of_posix = ["KEEPALIVE_INTERVAL", "MM_ERROR_HANDLING", "TCP_TX_SEG_SIZE", "TCP_RX_SEG_SIZE", "TLS"];
         assert_eq!(names(Some("^sysv"), (1, 17)), of_posix);
     }
