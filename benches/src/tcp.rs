@@ -3,8 +3,9 @@
 //! The transport shortens send buffers of streams within a host. Plain sockets have what the kernel gives them; beside that
 //! they are shown with buffers as short.
 //!
-//! Ours has two speeds on two cores, some 6 and 4 GB/s, and stays at one for seconds: where a stream's sender and receiver are
-//! on one core, the kernel's pages between them stay in its cache; where they are on two, sending takes twice as long.
+//! Ours has two speeds on two cores, some 6 and 4 GB/s, and stays at one for seconds. A profile of the slow one shows the
+//! sender's copy into the kernel taking twice as long: perhaps because a stream's sender and receiver are on different cores
+//! then, and the kernel's pages between them change caches.
 //!
 //! A thread for each end of each plain connection; the transport on a runtime's workers, as in a daemon, with a window of
 //! reads under way and every checksum compared.
