@@ -21,7 +21,7 @@ impl Checksum {
     /// Of no bytes yet.
     #[must_use]
     pub fn new() -> Self {
-        Self(Digest::new(CrcAlgorithm::Crc64Nvme))
+        Self::after(EMPTY)
     }
 
     /// Of the bytes whose checksum is `before`.

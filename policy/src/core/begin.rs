@@ -6,26 +6,15 @@
 
 use std::ops::Range;
 
-use kvtier_types::{Instant, Tier, Toleration};
+use kvtier_types::{Instant, Tier};
 
+use super::lookup::{to_u16, to_u32};
 use super::{Core, CoreError, Located, Look, LookupRange, LookupRequest};
 use crate::attachment::AttachmentId;
 use crate::catalog::BlockId;
 use crate::entry::{Entry, Flags};
 use crate::evict::SegmentId;
 use crate::lease::{Begun, Lease, LeaseId, Leased};
-
-/// What a shard of a prefix is.
-enum Piece {
-    /// Here.
-    Here(BlockId),
-    /// Elsewhere: to be fetched.
-    Elsewhere(BlockId),
-    /// The engine's own.
-    Engines,
-    /// Neither here nor elsewhere, or not to be had.
-    Missing,
-}
 
 impl Core {
     /// Starts bringing a part of a lookup's shards that others are said to have, up to the first block that is neither here
@@ -44,6 +33,9 @@ impl Core {
         self.check_lookup(request)?;
         self.clock = self.clock.max(now);
         let Some(range) = request.ranges.first() else { return Ok(false) };
+        let attachment = self.attached(request.attachment)?;
+        let (number, shards) = (attachment.layout_number, attachment.layout.shards);
+        let tokens = attachment.layout.groups.first().map_or(0, |group| group.block_tokens);
         let is_first = part.start == 0;
         let lease = match self.begun_lease(request.attachment, &request.request_id) {
             _ if is_first => self.begin_lease(now, request)?,
@@ -61,23 +53,28 @@ impl Core {
         let (mut held, mut begun, mut whole) = (Vec::new(), Begun::default(), true);
         // What is here is held with the first part, what came since with its own.
         let end = if is_first { range.keys.len() } else { blocks.end };
+        let mut known = look.from(blocks.start * usize::from(shards));
         for at in blocks.start..end {
-            for shard in 0..look.shards() {
-                let source = |id| self.origin(id);
-                let (id, source) = match self.piece(request, look, (at, shard)) {
-                    Piece::Here(id) => (id, source(id)),
-                    Piece::Elsewhere(id) if whole && at < blocks.end => {
-                        begun.insert(id, source(id));
-                        (id, source(id))
-                    }
-                    Piece::Missing => {
-                        whole &= at >= blocks.end;
+            let block = range.first_block.saturating_add(to_u32(at));
+            let by_engine = block.saturating_add(1).saturating_mul(tokens) <= request.local_tokens;
+            for (shard, known) in (0..shards).zip(&mut known) {
+                if by_engine {
+                    continue;
+                }
+                let found = self.catalog.find_again(known, &range.keys[at], number, shard);
+                let to_be_had = found.filter(|id| self.may_have(self.catalog.get(*id), &request.hints.tolerations));
+                let Some(id) = to_be_had else {
+                    whole &= at >= blocks.end;
+                    continue;
+                };
+                let source = self.origin(id);
+                if self.catalog.get(id).flags.has(Flags::REMOTE) {
+                    if !whole || at >= blocks.end {
                         continue;
                     }
-                    _ => continue,
-                };
-                let (group, block) = (to_u16(range.group), range.first_block.saturating_add(to_u32(at)));
-                held.push(Leased { id, group, shard, block, source });
+                    begun.insert(id, source);
+                }
+                held.push(Leased { id, group: to_u16(range.group), shard, block, source });
             }
         }
         for leased in &held {
@@ -99,28 +96,6 @@ impl Core {
         self.forget_unwanted(&interned);
         self.pump();
         Ok(whole)
-    }
-
-    /// What the shard of a block of the only range is.
-    fn piece(&self, request: &LookupRequest, look: &Look, (at, shard): (usize, u16)) -> Piece {
-        let Some(range) = request.ranges.first() else { return Piece::Missing };
-        let Ok(attachment) = self.attached(request.attachment) else { return Piece::Missing };
-        let tokens = attachment.layout.groups.first().map_or(0, |group| group.block_tokens);
-        let block = range.first_block.saturating_add(to_u32(at));
-        if block.saturating_add(1).saturating_mul(tokens) <= request.local_tokens {
-            return Piece::Engines;
-        }
-        let known = look.from(at * usize::from(look.shards()) + usize::from(shard)).next().flatten();
-        let found = self.catalog.find_again(known, &range.keys[at], attachment.layout_number, shard);
-        found.map_or(Piece::Missing, |id| self.piece_of(id, &request.hints.tolerations))
-    }
-
-    fn piece_of(&self, id: BlockId, tolerations: &[Toleration]) -> Piece {
-        let entry = self.catalog.get(id);
-        if !self.may_have(entry, tolerations) {
-            return Piece::Missing;
-        }
-        if entry.flags.has(Flags::REMOTE) { Piece::Elsewhere(id) } else { Piece::Here(id) }
     }
 
     /// A lease of nothing yet, in the place of the request's former one.
@@ -196,13 +171,4 @@ impl Core {
 /// Whether it is here and nobody has used it yet.
 fn is_nobodys(entry: &Entry) -> bool {
     entry.resident(Tier::Host) && entry.held == 0 && !entry.flags.has(Flags::COMMON)
-}
-
-/// Counts here are bounded by [`crate::limits::MAX_KEYS_PER_CALL`].
-fn to_u32(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-fn to_u16(n: u32) -> u16 {
-    u16::try_from(n).unwrap_or(u16::MAX)
 }

@@ -68,11 +68,6 @@ impl Look {
         (end(part.start)..end(part.end), self.block_of(part.start))
     }
 
-    /// Shards of a block.
-    pub(super) const fn shards(&self) -> u16 {
-        self.shards
-    }
-
     /// What was found of the shards from `start` on.
     pub(super) fn from(&self, start: usize) -> impl Iterator<Item = Option<BlockId>> {
         self.found.get(start..).unwrap_or_default().iter().copied().chain(std::iter::repeat(None))

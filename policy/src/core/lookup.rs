@@ -297,8 +297,7 @@ impl Core {
         let now = self.next_tick();
         for leased in &lease.blocks {
             // That it was begun was its use.
-            let is_begun = !begun.is_empty() && begun.contains_key(&leased.id);
-            let tick = if is_begun { self.catalog.get(leased.id).touched } else { now };
+            let tick = if begun.contains_key(&leased.id) { self.catalog.get(leased.id).touched } else { now };
             self.lease_entry(leased.id, tick);
             let on_device = self.readable(leased.id, (leased.shard, readers)).is_some();
             if self.catalog.get(leased.id).host.is_none() && !on_device {
@@ -463,10 +462,10 @@ fn prefix_end(layout: &Layout, probed: &[Probed]) -> u32 {
 }
 
 /// Counts here are bounded by [`MAX_KEYS_PER_CALL`].
-fn to_u32(n: usize) -> u32 {
+pub(super) fn to_u32(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-fn to_u16(n: u32) -> u16 {
+pub(super) fn to_u16(n: u32) -> u16 {
     u16::try_from(n).unwrap_or(u16::MAX)
 }

@@ -10,8 +10,8 @@
 //!   [`UcxConfig::keepalive`] where there is none.
 //! - A link is made only to a peer whose greeting can be read, and a read succeeds only if it could be read again after, so
 //!   path, version and process are right, and the peer's transport was not closed before the bytes were read.
-//! - A read that ends early while UCX may still write its buffer, or the thread still reads it, answers with fresh heap memory in
-//!   [`crate::ReadDone::into`]; the buffer it was given goes back to its owner when nothing can write to it any more.
+//! - A read that ends early while UCX may still write its buffer, or the thread still reads it, answers with fresh heap
+//!   memory in [`crate::ReadDone::into`]; the buffer it was given goes back to its owner when nothing uses it any more.
 //!
 //! *Bounds*: those of [`worker`], `inbox` and `registry`; [`UcxConfig::max_exposures`].
 //!
