@@ -43,11 +43,23 @@ fi
 if [ ${#missing[@]} -gt 0 ]; then
   list=$(printf '%s\n' "${missing[@]}" | sort -u | tr '\n' ' ')
   command -v apt-get > /dev/null || die "missing: $list(names of Debian's packages): install them with this system's package manager"
+  as_root true || die "missing: $list- this user is not root and may not use sudo: become root, or run: apt-get install $list"
   say "installing $list"
-  as_root apt-get update -qq >&2 || die "missing: $list- become root, or run: apt-get install $list"
+  log=$(mktemp)
+  trap 'rm -f "$log"' EXIT
+  # Another apt may be at work, as after a machine's start. Its texts are looked at: in one language.
+  apt() {
+    as_root env LC_ALL=C DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" 2>&1 < /dev/null | tee "$log" >&2
+  }
+  # That option is for dpkg's locks only: for the lock of the lists, which `update` takes, apt does not wait.
+  tries=0
+  until apt update; do
+    tries=$((tries + 1))
+    grep -q 'Could not get lock' "$log" && [ "$tries" -lt 24 ] || die "apt-get update failed: $(tail -n 1 "$log")"
+    sleep 5
+  done
   # shellcheck disable=SC2086
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $list >&2 < /dev/null ||
-    die "apt-get could not install $list: see above"
+  apt install -y --no-install-recommends $list || die "apt-get could not install ${list% }: $(tail -n 1 "$log")"
 fi
 
 if ! command -v cargo > /dev/null; then

@@ -4,14 +4,17 @@ import copy
 
 EVERYTHING = {
     "config": {
+        "listen": {"socket_mode": "0660"},
+        "device": {"memory": "4GiB", "reserve": "2GiB", "extent": "128MiB", "bandwidth": "10GB"},
         "host": {"capacity": "10 GB"},
-        "disk": {"segment": "128MiB", "io": "threads", "depth": 8, "direct": False},
+        "disk": {"segment": "128MiB", "io": "threads", "depth": 8, "direct": False, "write_rate": "200MB"},
         "object": {
             "enabled": True,
             "url": "s3://kv-blocks",
             "endpoint": "https://s3.example.com",
             "region": "eu-1",
             "write": "all",
+            "list_every": "1m",
             "capacity": "2TiB",
             "cluster_capacity": "20TiB",
             "prefix": "team-a",
@@ -19,8 +22,22 @@ EVERYTHING = {
         },
         "transport": {"order": ["ucx", "tcp"], "tcp_streams": 8, "ucx_library": "", "ucx_net_devices": "mlx5_0:1"},
         "offload": {"mode": "watermark", "high_watermark_percent": 70, "max_in_flight": 8, "max_onboards_in_flight": 8},
+        "eviction": {"policy": "s3fifo", "guard": False},
+        "claims": {"node_share_percent": 40, "owner_share_percent": 10, "max_ttl": "12h", "max_claims": 100, "max_blocks": 524288},
+        "programs": {"prefetch": False, "prefetch_share_percent": 5, "replicate": False},
+        "hints": {"trust": "all", "max_ttl": "720h", "store": "1MiB"},
+        "operators": {"uids": [1000]},
+        "tenants": [{"id": "team-a", "uids": [2001, 2002], "salt_digests": ["9b1c" * 16]}, {"id": "team-b", "uids": [2003]}],
         "limits": {"lookup": "2s", "lease_ttl": "30s", "reserve_ttl": "1m", "attachment_ttl": "15s", "drain": "1500ms"},
     },
+    "rules": '''  # A comment to begin with, and "quotes".
+[[rule]]
+name = "tool results are short-lived"
+when = { type = "TOOL_RESULT", tenant = "team-*" }
+then = { ttl = "10m", tiers = ["host", "disk"], priority = 10 }
+''',
+    "saltKeySecret": {"name": "kv-salts"},
+    "gpu": {"visible": True},
     "objectStore": {"credentialsSecret": {"name": "kv-s3"}},
     "data": {"kind": "ephemeral", "ephemeral": {"storageClassName": "local-nvme", "size": "100Gi"}},
     "network": {"controlPlane": True, "bind": "[::]"},
@@ -50,9 +67,13 @@ GOOD = {
     "external cluster with a password": {
         "directory": {"kind": "external", "url": "redis+cluster://h1:6379,h2:6379", "passwordSecret": {"name": "valkey"}},
     },
-    "embedded directory": {"directory": {"kind": "embedded"}, "networkPolicy": {"enabled": True}},
+    "another scheme of a cluster": {"directory": {"kind": "external", "url": "valkey+cluster://h1:6379,h2"}},
+    "a url that ends with a stroke": {"directory": {"kind": "external", "url": "redis://[::1]:6379/"}},
+    "embedded directory": {"directory": {"kind": "embedded"}},
     "everything": EVERYTHING,
-    "host network": {"network": {"hostNetwork": True}},
+    "host network": {"network": {"hostNetwork": True}, "networkPolicy": {"enabled": False}},
+    "no policy, open control plane": {"network": {"controlPlane": True}, "networkPolicy": {"enabled": False}},
+    "rules only": {"rules": "# None: nothing is decided.\n"},
 }
 
 # Values, and what the refusal must name.
@@ -65,6 +86,11 @@ BAD = {
     "a drain without a unit": ({"config": {"limits": {"drain": "60"}}}, "drain"),
     "an unknown transport": ({"config": {"transport": {"order": ["rdma"]}}}, "order"),
     "another scheme of the directory": ({"directory": {"kind": "external", "url": "http://valkey"}}, "url"),
+    "a number of a database": ({"directory": {"kind": "external", "url": "redis://host:6379/0"}}, "url"),
+    "several servers that are no cluster": ({"directory": {"kind": "external", "url": "redis://a:1,b:1"}}, "url"),
+    "a password of the bundled directory": ({"directory": {"passwordSecret": {"name": "valkey"}}}, "passwordSecret"),
+    "a password of no directory": (
+        {"directory": {"kind": "embedded", "passwordSecret": {"name": "valkey"}}}, "passwordSecret"),
     "an external directory without url": ({"directory": {"kind": "external"}}, "url"),
     "a url that is not used": ({"directory": {"kind": "bundled", "url": "redis://a:1"}}, "url"),
     "a password in the URL": ({"directory": {"kind": "external", "url": "redis://u:p@h:1"}}, "passwordSecret"),
@@ -72,8 +98,15 @@ BAD = {
     "a capability that is too much": ({"security": {"uid": 0, "addCapabilities": ["SYS_ADMIN"]}}, "addCapabilities"),
     "a relative path": ({"run": {"hostPath": "run/kvtier"}}, "hostPath"),
     "a port out of range": ({"network": {"ports": {"peer": 70000}}}, "peer"),
-    "a policy that host networking ignores": (
-        {"network": {"hostNetwork": True}, "networkPolicy": {"enabled": True}}, "hostNetwork"),
+    "a policy that host networking ignores": ({"network": {"hostNetwork": True}}, "hostNetwork"),
+    "users whom the sockets keep out": ({"config": {"operators": {"uids": [1000]}}}, "socket_mode"),
+    "tenants whom the sockets keep out": (
+        {"config": {"listen": {"socket_mode": "0711"}, "tenants": [{"id": "a", "uids": [1000]}]}}, "socket_mode"),
+    "a mode that keeps the daemon out": ({"config": {"listen": {"socket_mode": "0466"}}}, "socket_mode"),
+    "salts in a ConfigMap": ({"config": {"tenants": [{"id": "a", "salts": ["secret"]}]}}, "salts"),
+    "digests without their key": ({"config": {"tenants": [{"id": "a", "salt_digests": ["00" * 32]}]}}, "saltKeySecret"),
+    "rules named and not given": ({"config": {"rules": {"file": "/etc/rules.toml"}}}, "rules"),
+    "a policy of eviction that there is not": ({"config": {"eviction": {"policy": "fifo"}}}, "policy"),
     "a second socket": ({"connection": {"extraConfig": {"socket": True}}}, "socket"),
     "an object store that is no bucket": ({"config": {"object": {"url": "/data"}}}, "url"),
 }

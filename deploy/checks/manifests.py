@@ -110,7 +110,6 @@ def pod_references(spec: dict, have: set[str]) -> list[str]:
     wanted = {f"ServiceAccount/{spec['serviceAccountName']}"}
     for volume in spec.get("volumes", []):
         wanted |= {f"ConfigMap/{volume['configMap']['name']}"} if "configMap" in volume else set()
-        wanted |= {f"Secret/{volume['secret']['secretName']}"} if "secret" in volume else set()
     faults += [f"{each} is not rendered" for each in wanted - have]
     for box in spec["containers"]:
         ports = {port["name"] for port in box["ports"]}
@@ -118,6 +117,14 @@ def pod_references(spec: dict, have: set[str]) -> list[str]:
         used = {(probe.get("httpGet") or probe.get("tcpSocket"))["port"] for probe in probes}
         faults += [f"container {box['name']}: no port is called {port}" for port in used - ports]
     return faults
+
+
+def unprotected(items: list[dict]) -> list[str]:
+    """Workloads that no NetworkPolicy is about."""
+    policies = [selector_of(item) for item in items if item["kind"] == "NetworkPolicy"]
+    open_ones = [item for item, template in pods(items)
+                 if not any(matches(each, template["metadata"]["labels"]) for each in policies)]
+    return [f"{name(item)}: anybody in the cluster reaches its ports" for item in open_ones]
 
 
 def confined(items: list[dict]) -> list[str]:

@@ -6,7 +6,7 @@ import re
 import helm_python
 import yaml
 
-from . import manifests, settings
+from . import engines, manifests, settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = ["docs/CLUSTER.md", "deploy/helm/kvtier/README.md"]
@@ -23,7 +23,7 @@ def faults(chart: helm_python.Chart) -> tuple[list[str], int]:
     for path in DOCUMENTS:
         for text in snippets(path, "toml"):
             count += 1
-            wrong = settings.unknown_fields(text) or settings.refused_by_daemon(text)
+            wrong = settings.unknown_fields(text) or settings.refused_by_daemon(text, {})
             out += [f"{path}: {fault}" for fault in wrong]
         for text in snippets(path, "yaml"):
             count += 1
@@ -41,7 +41,8 @@ def yaml_faults(text: str, chart: helm_python.Chart) -> list[str]:
     """Objects of Kubernetes, else values of the chart."""
     documents = [each for each in yaml.safe_load_all(text) if each]
     if all("kind" in each for each in documents):
-        faults = [fault for _, pod in manifests.pods(documents) for fault in manifests.volume_references(pod["spec"])]
+        specs = [pod["spec"] for _, pod in manifests.pods(documents)]
+        faults = [fault for spec in specs for fault in manifests.volume_references(spec) + engines.whole_faults(spec)]
         return faults + manifests.against_schemas(documents)
     return [fault for each in documents for fault in refused(chart, each)]
 

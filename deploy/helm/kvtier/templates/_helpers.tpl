@@ -69,6 +69,9 @@ hugepages-2Mi: {{ include "kvtier.mebibytes" (include "kvtier.bytes" .Values.con
 {{- end -}}
 
 {{- define "kvtier.directory" -}}
+{{- if and .Values.directory.passwordSecret.name (ne .Values.directory.kind "external") -}}
+{{- fail "directory.passwordSecret is for directory.kind external: the bundled Valkey has no password, and only the NetworkPolicy protects it" -}}
+{{- end -}}
 {{- if eq .Values.directory.kind "bundled" -}}
 redis://{{ include "kvtier.fullname" . }}-directory.{{ .Release.Namespace }}.svc:6379
 {{- else if eq .Values.directory.kind "external" -}}
@@ -86,6 +89,11 @@ embedded
 {{- if ne .Values.directory.kind "embedded" -}}yes{{- end -}}
 {{- end -}}
 
+{{/* Whether a value is an array of tables. */}}
+{{- define "kvtier.isTables" -}}
+{{- if kindIs "slice" . -}}{{- if . -}}{{- if kindIs "map" (first .) -}}yes{{- end -}}{{- end -}}{{- end -}}
+{{- end -}}
+
 {{- define "kvtier.tomlValue" -}}
 {{- if kindIs "slice" . -}}
 [{{- range $i, $each := . -}}{{- if $i }}, {{ end -}}{{- include "kvtier.tomlValue" $each -}}{{- end -}}]
@@ -96,10 +104,10 @@ embedded
 {{- end -}}
 {{- end -}}
 
-{{/* TOML of a map: its plain fields, then its tables. */}}
+{{/* TOML of a map: its plain fields, then its tables, then its arrays of tables. */}}
 {{- define "kvtier.toml" -}}
 {{- range $field, $value := . -}}
-{{- if not (or (kindIs "map" $value) (kindIs "invalid" $value)) }}
+{{- if not (or (kindIs "map" $value) (kindIs "invalid" $value) (include "kvtier.isTables" $value)) }}
 {{ $field }} = {{ include "kvtier.tomlValue" $value }}
 {{- end -}}
 {{- end -}}
@@ -110,11 +118,33 @@ embedded
 {{- include "kvtier.toml" $fields -}}
 {{- end -}}
 {{- end -}}
+{{- range $table, $each := . -}}
+{{- if include "kvtier.isTables" $each -}}
+{{- range $fields := $each }}
+
+[[{{ $table }}]]
+{{- include "kvtier.toml" $fields -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses users that the mode of the sockets keeps out: the daemon would not start. */}}
+{{- define "kvtier.tenancy" -}}
+{{- $mode := dig "listen" "socket_mode" "0600" . -}}
+{{- $listed := dig "operators" "uids" list . -}}
+{{- range .tenants -}}
+{{- $listed = concat $listed (default list .uids) -}}
+{{- end -}}
+{{- if and $listed (regexMatch "[01][01]$" $mode) -}}
+{{- fail (printf "config.listen.socket_mode %s keeps the users of config.operators and config.tenants out: set 0660, for pods of the group security.gid, or 0666" $mode) -}}
+{{- end -}}
 {{- end -}}
 
 {{/* kvtier.toml: what the values say, and what follows from the rest of them. */}}
 {{- define "kvtier.config" -}}
 {{- $config := deepCopy .Values.config -}}
+{{- include "kvtier.tenancy" $config -}}
 {{- $bind := .Values.network.bind -}}
 {{- $ports := .Values.network.ports -}}
 {{- $set := dict "run_dir" "/run/kvtier" "data_dir" "/var/lib/kvtier" -}}
@@ -123,6 +153,17 @@ embedded
 {{- $_ := set $listen "grpc" (printf "%s:%d" $bind (int $ports.grpc)) -}}
 {{- end -}}
 {{- $_ := set $set "listen" $listen -}}
+{{- if .Values.rules -}}
+{{- $_ := set $set "rules" (dict "file" "/etc/kvtier/rules.toml") -}}
+{{- end -}}
+{{- range $tenant := $config.tenants -}}
+{{- if $tenant.salt_digests -}}
+{{- if not $.Values.saltKeySecret.name -}}
+{{- fail (printf "saltKeySecret names no Secret: it has the key of the salt_digests of tenant %s" $tenant.id) -}}
+{{- end -}}
+{{- $_ := set $tenant "salt_key_file" (printf "/etc/kvtier-salts/%s" $.Values.saltKeySecret.field) -}}
+{{- end -}}
+{{- end -}}
 {{- $cluster := dict "directory" (include "kvtier.directory" .) -}}
 {{- if include "kvtier.clustered" . -}}
 {{- $_ := set $cluster "listen" (printf "%s:%d" $bind (int $ports.peer)) -}}
