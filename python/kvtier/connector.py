@@ -33,7 +33,7 @@ from kvtier.guard import guarded
 from kvtier.metadata import StepMeta, WorkerReport
 from kvtier.scheduler import SchedulerSide
 from kvtier.session import Session
-from kvtier.worker import WorkerSide
+from kvtier.worker import WorkerSide, save_settings
 
 logger = logging.getLogger("vllm.kvtier")
 
@@ -56,6 +56,13 @@ def _stream_of(ordinal: int) -> Callable[[], int]:
     import torch
 
     return lambda: torch.cuda.current_stream(ordinal).cuda_stream
+
+
+def _settle(ordinal: int) -> Callable[[], None]:
+    """Waits until that stream has done its work."""
+    import torch
+
+    return lambda: torch.cuda.current_stream(ordinal).synchronize()
 
 
 @dataclass
@@ -125,11 +132,14 @@ class KvTierConnector(KVConnectorBase_V1, SupportsHMA):
         self._session = Session(spec)
         self._session.register_regions(regions)
         single = len(spec["layout"]["groups"]) == 1
-        self._worker = WorkerSide(self._session, spec["shard"], options["writer"], single, self._config)
+        config = save_settings(self._config, self._kv_cache_config.needs_kv_cache_zeroing)
+        self._worker = WorkerSide(self._session, spec["shard"], options["writer"], single, config)
+        self._worker.rank = spec["rank"]
         if "device" in spec:
             self._worker.stream = _stream_of(spec["device"]["ordinal"])
+            self._worker.settle = _settle(spec["device"]["ordinal"])
         self._worker.revision = spec["namespace"]["revision"]
-        return Handshake(spec, options)
+        return Handshake(spec, {**options, "node": specs.node()})
 
     def get_handshake_metadata(self) -> Handshake | None:
         return self._handshake
@@ -185,12 +195,10 @@ class KvTierConnector(KVConnectorBase_V1, SupportsHMA):
 
     @guarded(lambda: None)
     def _open_scheduler(self, handshakes: list[Handshake]) -> None:
-        same = ("namespace", "layout", "engine_id")
-        first = handshakes[0].spec
-        if any(h.spec[key] != first[key] for h in handshakes for key in same):
-            logger.warning("kvtier: nothing is cached for this engine: its workers describe their KV differently")
+        if why := specs.disunity([h.spec for h in handshakes], [h.options["node"] for h in handshakes]):
+            logger.warning("kvtier: nothing is cached for this engine: %s", why)
             return
-        spec = {**first, "role": "scheduler", "rank": 0, "shard": 0}
+        spec = {**handshakes[0].spec, "role": "scheduler", "rank": 0, "shard": 0}
         # The scheduler's process copies nothing.
         spec.pop("device", None)
         options = {

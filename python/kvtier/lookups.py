@@ -22,8 +22,10 @@ logger = logging.getLogger("vllm.kvtier")
 _GRACE_S = 0.1
 # A preempted request may be looked up again, but not for ever.
 _MAX_LOOKUPS = 8
-# Bounds of the memory of failed blocks.
-_FAILED_TTL_S = 30.0
+# Bounds of the memory of failed blocks. What was corrupt stays so until the daemon has dropped it; what was lost, or
+# came too late, may be there again at once: the pause keeps requests of one prefix from failing one after another.
+_CORRUPT_TTL_S = 30.0
+_LOST_TTL_S = 5.0
 _MAX_FAILED = 4096
 
 
@@ -35,7 +37,7 @@ class Lookups:
         self._shape = shape
         self.sync = sync
         self._timeout_ms = timeout_ms
-        # (group, engine hash) -> when it may be believed again; oldest first.
+        # (group, engine hash) -> when it may be believed again; the first to fail first.
         self._failed: OrderedDict[tuple[int, bytes], float] = OrderedDict()
         self.counters = {"lookups": 0, "hit_tokens": 0, "failed_loads": 0, "lost_tokens": 0, "expired_lookups": 0}
 
@@ -84,7 +86,7 @@ class Lookups:
         if self._failed:
             for group in self._shape.groups:
                 for index in range(min(limit // group.block_tokens, state.hashed_blocks(group))):
-                    if (group.index, state.block_hash(group, index)) in self._failed:
+                    if self._failed.get((group.index, state.block_hash(group, index)), 0.0) > now():
                         limit = index * group.block_tokens
                         break
         return limit // self._shape.step * self._shape.step
@@ -132,7 +134,7 @@ class Lookups:
         end = valid = load.local_tokens + load.claimed_tokens
         if load.lost:
             state.failed = True
-            self._remember_failed(state, load.lost)
+            self._remember_failed(state, load)
             starts = [index * self._shape.groups[group].block_tokens for group, index in load.lost]
             single = len(self._shape.groups) == 1
             valid = max(min(starts), load.local_tokens) if single else load.local_tokens
@@ -151,13 +153,14 @@ class Lookups:
         except NativeError as error:
             logger.debug("lookup of %s not released: %s", state.id, error)
 
-    def _remember_failed(self, state: RequestState, lost: list[tuple[int, int]]) -> None:
-        for group, index in lost[:_MAX_FAILED]:
+    def _remember_failed(self, state: RequestState, load: Load) -> None:
+        corrupt = set(load.corrupt)
+        for group, index in load.lost[:_MAX_FAILED]:
             view = self._shape.groups[group]
             if index < state.hashed_blocks(view):
                 key = (group, state.block_hash(view, index))
                 self._failed.pop(key, None)
-                self._failed[key] = now() + _FAILED_TTL_S
+                self._failed[key] = now() + (_CORRUPT_TTL_S if (group, index) in corrupt else _LOST_TTL_S)
         while len(self._failed) > _MAX_FAILED:
             self._failed.popitem(last=False)
 

@@ -74,17 +74,23 @@ class WorkerReport:
     # Batch -> ranks whose copies of it ended.
     batches: dict[int, int] = field(default_factory=dict)
     weights_epoch: int = 0
+    # Request -> those of its failed blocks whose bytes were not those that were sealed.
+    corrupt: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    # Rank -> the state of its session, `attached` or another, and why; there when it changed, and now and then.
+    states: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def aggregate(self, other: WorkerReport) -> WorkerReport:
         """Both ranks' news."""
-        for mine, theirs in ((self.sync_loads, other.sync_loads), (self.lost, other.lost)):
+        pairs = ((self.sync_loads, other.sync_loads), (self.lost, other.lost), (self.corrupt, other.corrupt))
+        for mine, theirs in pairs:
             for request_id, blocks in theirs.items():
                 mine.setdefault(request_id, []).extend(blocks)
         for batch, ranks in other.batches.items():
             self.batches[batch] = self.batches.get(batch, 0) + ranks
         self.weights_epoch = max(self.weights_epoch, other.weights_epoch)
+        self.states.update(other.states)
         return self
 
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not (self.sync_loads or self.lost or self.batches)
+        return not (self.sync_loads or self.lost or self.batches or self.states)

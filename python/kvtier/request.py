@@ -35,8 +35,9 @@ class Load:
     local_tokens: int
     claimed_tokens: int
     sync: bool
-    # Blocks (group, index) that are not there after all.
+    # Blocks (group, index) that are not there after all, and those of them that were there with other bytes.
     lost: list[tuple[int, int]] = field(default_factory=list)
+    corrupt: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -99,6 +100,8 @@ class RequestState:
     preemptions: int = 0
     # Until when it may wait for frames before it is scheduled.
     frames_until: float = 0.0
+    # When it first asked for a hit while a rank was not attached.
+    asked_at: float = 0.0
     lookup: Lookup | None = None
     load: Load | None = None
     saves: Saves = field(default_factory=Saves)

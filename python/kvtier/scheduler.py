@@ -30,6 +30,14 @@ logger = logging.getLogger("vllm.kvtier")
 _STATE_PERIOD_S = 2.0
 # How long a new request may wait for frames, once.
 _FRAMES_WAIT_S = 0.02
+# How long a request may wait, once, for the workers to tell that they are attached again.
+_NEWS_WAIT_S = 0.05
+# What to do about a worker's session, by its state.
+_REMEDIES = {
+    "absent": "see that kvtierd runs on its node and that its socket is where the engine's config says",
+    "refused": "mend what its daemon says",
+    "closed": "restart the engine",
+}
 
 
 class SchedulerSide:
@@ -56,6 +64,9 @@ class SchedulerSide:
         self._revision = spec["namespace"]["revision"]
         self._weights_epoch = 0
         self._state, self._state_at = ("", ""), 0.0
+        # Rank -> the state of its session, of those last told not to be attached. Others are believed to be.
+        self._detached: dict[int, str] = {}
+        self._heard_at = 0.0
         if config.private or options.get("private"):
             self.switch_namespace()
 
@@ -108,7 +119,7 @@ class SchedulerSide:
     def on_new_request(self, request: Any) -> None:
         """Asks for the request's prefix at once."""
         state = self._of(request)
-        if self._load:
+        if self._load and not self._detached:
             self._lookups.submit(state)
 
     @guarded(lambda: (0, False))
@@ -117,10 +128,19 @@ class SchedulerSide:
         if not self._load or request.skip_reading_prefix_cache:
             return 0, False
         state = self._of(request)
+        # A hit is loaded by all ranks.
+        if self._detached:
+            return (None if self._awaits_news(state) else 0), False
         tokens = self._lookups.matched(state, computed)
         if tokens is None or self._awaits_frames(state, computed + tokens):
             return None, False
         return tokens, bool(tokens) and not self._lookups.sync
+
+    def _awaits_news(self, state: RequestState) -> bool:
+        """Workers tell with each step. After a pause what they told is old, and a request lets one step pass."""
+        state.asked_at = state.asked_at or req.now()
+        is_old = self._heard_at + _NEWS_WAIT_S < state.asked_at
+        return is_old and req.now() < state.asked_at + _NEWS_WAIT_S
 
     def _awaits_frames(self, state: RequestState, present: int) -> bool:
         """Reserves ahead of a first step whose blocks will have left their window by the second, and waits for the
@@ -286,9 +306,13 @@ class SchedulerSide:
     @guarded(lambda: None)
     def update(self, report_: WorkerReport | None, received: set[str], sent: set[str]) -> None:
         """`update_connector_output`: what the workers did."""
+        self._heard_at = req.now()
         if report_ is not None:
+            self._note_states(report_.states)
             for batch, ranks in report_.batches.items():
                 self._saves.copied(batch, ranks)
+            for request_id, corrupt in report_.corrupt.items():
+                self._note_corrupt(request_id, corrupt)
             for request_id, lost in report_.lost.items():
                 self._note_lost(request_id, lost)
             for request_id, lost in report_.sync_loads.items():
@@ -309,6 +333,25 @@ class SchedulerSide:
         state = self._find(request_id)
         if state is not None and state.load is not None:
             state.load.lost.extend(lost)
+
+    def _note_corrupt(self, request_id: str, corrupt: list[tuple[int, int]]) -> None:
+        state = self._find(request_id)
+        if state is not None and state.load is not None:
+            state.load.corrupt.extend(corrupt)
+
+    def _note_states(self, states: dict[int, tuple[str, str]]) -> None:
+        """Keeps which ranks cannot load, and says each change once."""
+        for rank, (state, why) in sorted(states.items()):
+            before = self._detached.pop(rank, "attached")
+            if state != "attached":
+                self._detached[rank] = state
+            if state == before:
+                continue
+            if state == "attached":
+                logger.info("kvtier: rank %d is attached again", rank)
+            else:
+                remedy = _REMEDIES.get(state, _REMEDIES["absent"])
+                logger.warning("kvtier: nothing is loaded: rank %d is %s (%s): %s", rank, state, why, remedy)
 
     def _loaded(self, request_id: str) -> None:
         self._unconfirmed.pop(request_id, None)

@@ -6,6 +6,7 @@ Thread-safe as far as the library is. Nothing here waits for the daemon except `
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import threading
@@ -19,10 +20,21 @@ _TEXT_BYTES = 16 * 1024
 # The library tells no more of a request's hints.
 _OUTCOMES_BYTES = 64 * 1024
 STATES = ("absent", "attached", "refused")
+# The daemon takes no longer request ids; vLLM's hold what the client chose.
+_MAX_ID_BYTES = 256
 
 
 def _text(value: str | None) -> bytes | None:
     return None if not value else value.replace("\0", " ").encode()
+
+
+def _request_id(value: str) -> bytes | None:
+    """The id by which the daemon knows a request: a long one ends in a digest instead."""
+    text = _text(value)
+    if text is None or len(text) <= _MAX_ID_BYTES:
+        return text
+    end = b" " + hashlib.sha256(text).hexdigest().encode()
+    return text[: _MAX_ID_BYTES - len(end)].decode(errors="ignore").encode() + end
 
 
 class Session:
@@ -88,7 +100,7 @@ class Session:
         request = native.LookupRequest(
             size=ctypes.sizeof(native.LookupRequest),
             hash_len=len(hashes[0]) if hashes else 0,
-            request_id=_text(request_id),
+            request_id=_request_id(request_id),
             hashes=b"".join(hashes),
             hash_count=len(hashes),
             cache_salt=_text(hints.salt),
@@ -101,7 +113,7 @@ class Session:
     def lookup_poll(self, request_id: str, computed_tokens: int, max_tokens: int) -> native.Hit | None:
         """None while pending; a hit of no tokens for an unknown request."""
         hit = native.Hit(size=ctypes.sizeof(native.Hit))
-        status = self._call("kvtier_lookup_poll", _text(request_id), computed_tokens, max_tokens, byref(hit))
+        status = self._call("kvtier_lookup_poll", _request_id(request_id), computed_tokens, max_tokens, byref(hit))
         if status == native.PENDING:
             return None
         return hit if status == native.OK else native.Hit()
@@ -109,21 +121,21 @@ class Session:
     def lookup_frames(self, request_id: str, group: int, shard: int, first: int, count: int) -> bytes:
         """Packed frames of blocks; the key of a block that is not there is zero."""
         out = ctypes.create_string_buffer(native.FRAME_BYTES * count)
-        self._call("kvtier_lookup_frames", _text(request_id), group, shard, first, count, out)
+        self._call("kvtier_lookup_frames", _request_id(request_id), group, shard, first, count, out)
         return out.raw
 
     def release(self, request_id: str, local_tokens: int, claimed_tokens: int, lost_tokens: int) -> None:
         """Ends a lookup."""
-        self._call("kvtier_release", _text(request_id), local_tokens, claimed_tokens, lost_tokens)
+        self._call("kvtier_release", _request_id(request_id), local_tokens, claimed_tokens, lost_tokens)
 
     def hints_submit(self, request_id: str, hints: Hints) -> None:
         """Hands on what a request's client said, once a request."""
-        self._call("kvtier_hints_submit", _text(request_id), _text(hints.salt), hints.text, len(hints.text))
+        self._call("kvtier_hints_submit", _request_id(request_id), _text(hints.salt), hints.text, len(hints.text))
 
     def hints_outcomes(self, request_id: str) -> list[dict[str, str]] | None:
         """What became of a request's hints, once; None while that is not known, or never will be."""
         text = ctypes.create_string_buffer(_OUTCOMES_BYTES)
-        status = self._call("kvtier_hints_outcomes", _text(request_id), text, len(text))
+        status = self._call("kvtier_hints_outcomes", _request_id(request_id), text, len(text))
         return json.loads(text.value) if status == native.OK else None
 
     def reserve_submit(self, group: int, first: int, hashes: list[bytes], parent: bytes | None, hints: Hints) -> int:
@@ -177,7 +189,7 @@ class Session:
     def load_submit(self, request_id: str, transfers: bytes, deadline_ms: int, stream: int = 0) -> int:
         """Starts copies into blocks, after what the engine's stream was given so far."""
         job, count = c_uint64(), len(transfers) // native.TRANSFER_BYTES
-        self._call("kvtier_load_submit", _text(request_id), transfers, count, deadline_ms, stream, byref(job))
+        self._call("kvtier_load_submit", _request_id(request_id), transfers, count, deadline_ms, stream, byref(job))
         return job.value
 
     def save_submit(self, transfers: bytes, deadline_ms: int, stream: int = 0) -> int:

@@ -29,6 +29,10 @@ _KINDS = {
 }
 # How these scale positions depends on the longest length the engine was started with.
 _LENGTH_DEPENDENT_ROPE = ("longrope", "su", "dynamic")
+# What all ranks of an engine must agree on.
+_COMMON = ("namespace", "layout", "engine_id")
+# Longest value shown where ranks differ.
+_SHOWN = 100
 
 
 class UnsupportedError(Exception):
@@ -56,7 +60,7 @@ def build(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any], ran
 
     `ranks`: rank, tp_rank. Raises UnsupportedError.
     """
-    groups, regions, block_bytes = _groups(vllm_config, kv_cache_config, kv_caches)
+    groups, regions, block_bytes, packings = _groups(vllm_config, kv_cache_config, kv_caches)
     parallel = vllm_config.parallel_config
     replicas = max(kv_cache_config.kv_tp_replicas, 1)
     namespace, private = _namespace(vllm_config, kv_cache_config, config)
@@ -74,7 +78,7 @@ def build(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any], ran
         "layout": {
             "attention_backend": _backends(vllm_config, names),
             "isa": _isa(vllm_config, names, kv_caches),
-            "layout": str(kv_cache_config.kv_cache_layout or ""),
+            "layout": _layout_text(vllm_config, kv_cache_config, packings),
             "tensor_parallel": parallel.tensor_parallel_size,
             "pipeline_parallel": parallel.pipeline_parallel_size,
             "prefill_context_parallel": getattr(parallel, "prefill_context_parallel_size", 1),
@@ -92,14 +96,15 @@ def build(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any], ran
     return spec, regions, {"writer": ranks["tp_rank"] % replicas == 0, "private": private}
 
 
-def _groups(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any]) -> tuple[list, list, list]:
+def _groups(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any]) -> tuple[list, list, list, list]:
+    """By group: what it is, its regions (all in one list), the bytes of its blocks, the packings of its layers."""
     parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1 or getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         raise UnsupportedError("pipeline and prefill context parallelism are not supported")
     if not kv_cache_config.kv_cache_groups:
         raise UnsupportedError("the model has no KV cache")
     dcp = getattr(parallel, "decode_context_parallel_size", 1)
-    groups, regions, block_bytes = [], [], []
+    groups, regions, block_bytes, packings = [], [], [], []
     for index, group in enumerate(kv_cache_config.kv_cache_groups):
         spec = group.kv_cache_spec
         first = getattr(spec, "first_spec", spec)
@@ -116,7 +121,48 @@ def _groups(vllm_config: Any, kv_cache_config: Any, kv_caches: dict[str, Any]) -
         rows = [row for layer in layers for row in layer]
         regions.extend(rows)
         block_bytes.append(sum(row[4] for row in rows))
-    return groups, regions, block_bytes
+        packings.append(
+            [
+                _packing(vllm_config, spec, name, kv_caches[name], layer)
+                for name, layer in zip(group.layer_names, layers, strict=True)
+            ]
+        )
+    return groups, regions, block_bytes, packings
+
+
+def _packing(vllm_config: Any, spec: Any, name: str, tensor: Any, rows: list[tuple[int, ...]]) -> dict[str, Any]:
+    """What a layer's bytes are and how they lie in a block; `rows`: its regions."""
+    own = getattr(spec, "kv_cache_specs", {}).get(name, spec)
+    layer = vllm_config.compilation_config.static_forward_context.get(name)
+    return {
+        "layer": name,
+        "runs": [row[4] for row in rows],
+        "dtype": str(tensor.dtype),
+        "quantization": int(getattr(own, "kv_quant_mode", 0)),
+        # Tells apart what has the same type and mode: the two kinds of fp8, say.
+        "kv_cache_dtype": str(getattr(layer, "kv_cache_dtype", "")),
+        "backend": layer.get_attn_backend().get_name() if layer is not None else "",
+        # A block that the backend cuts has each piece's heads by themselves. How far it cuts depends on the GPU.
+        "pieces": tensor.shape[len(rows) - 1] // rows[0][5],
+    }
+
+
+def _layout_text(vllm_config: Any, kv_cache_config: Any, packings: list[list[dict]]) -> str:
+    """vLLM's name of the tensor layout, and all that decides where bytes lie and is told by nothing else in the layout:
+    which rank has which tokens, and each layer's packing where layers are not all alike. Where they are, the blocks'
+    bytes, the backend and the namespace tell it, and the name stands alone."""
+    parallel = vllm_config.parallel_config
+    text = str(kv_cache_config.kv_cache_layout or "")
+    if getattr(parallel, "decode_context_parallel_size", 1) > 1:
+        text += f"|cp{parallel.cp_kv_cache_interleave_size}"
+    apart = ("layer", "runs")
+    kinds = [{key: value for key, value in p.items() if key not in apart} for group in packings for p in group]
+    alike = all(kind == kinds[0] for kind in kinds) and kinds[0]["pieces"] == 1
+    even = all(packing["runs"] == group[0]["runs"] for group in packings for packing in group)
+    # With skipped layers, alike may mean that none or that all of them were.
+    if alike and even and not getattr(vllm_config.cache_config, "kv_cache_dtype_skip_layers", None):
+        return text
+    return f"{text}|{_digest(json.dumps(packings, sort_keys=True))}"
 
 
 def device(kv_caches: dict[str, Any], config: Config) -> dict | None:
@@ -212,8 +258,24 @@ def _hash_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
 
 
 def _weights(vllm_config: Any) -> tuple[str, str]:
-    """Digest of the weights and of how the model was told to use them, and why it cannot be shared, if so."""
-    model, load = vllm_config.model_config, vllm_config.load_config
+    """Digest of the weights that make KV and of how they are used, and why it cannot be shared, if so."""
+    digest, why = _weights_of(vllm_config.model_config, vllm_config.load_config)
+    speculative = getattr(vllm_config, "speculative_config", None)
+    draft = getattr(speculative, "draft_model_config", None)
+    # The layers of a draft model lie in the same groups. One out of the model's own checkpoint is digested with it.
+    if draft is None or _origin(draft) == _origin(vllm_config.model_config):
+        return digest, why
+    load = getattr(speculative, "draft_load_config", None) or vllm_config.load_config
+    drafts, why_draft = _weights_of(draft, load)
+    return f"{digest} draft:{drafts} quantization:{draft.quantization or ''}", why or why_draft
+
+
+def _origin(model: Any) -> tuple:
+    """What decides which weights a model has."""
+    return getattr(model, "model_weights", None) or model.model, model.revision, model.quantization
+
+
+def _weights_of(model: Any, load: Any) -> tuple[str, str]:
     if str(load.load_format).rpartition(".")[2] == "dummy":
         return "dummy", "the weights are random (load_format dummy)"
     try:
@@ -242,4 +304,47 @@ def _config_digest(model: Any) -> str:
     told = json.dumps(text, sort_keys=True, default=str)
     if any(f'"{kind}"' in told for kind in _LENGTH_DEPENDENT_ROPE):
         told += f" {model.max_model_len}"
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    return _digest(told)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def node() -> str:
+    """Names the running machine, to all its containers alike: a daemon serves the processes of one."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def disunity(specs: list[dict], nodes: list[str]) -> str:
+    """Why the ranks of these specs, on these nodes, are not one engine that can be cached, and what to do about it;
+    empty when they are. Asked on the scheduler's node."""
+    here = node()
+    far = [str(spec["rank"]) for spec, place in zip(specs, nodes, strict=True) if place != here]
+    if far:
+        return (
+            f"rank {', '.join(far)} runs on another node than the scheduler, and so beside another daemon: "
+            "give each engine no more tensor-parallel ranks than one node has devices"
+        )
+    for spec in specs[1:]:
+        for field in _COMMON:
+            if found := _difference(field, specs[0][field], spec[field]):
+                return (
+                    f"rank {spec['rank']} describes its KV otherwise than rank {specs[0]['rank']}, {found}: start "
+                    "all ranks with one configuration, checkpoint, version of vLLM and of kvtier, on equal devices"
+                )
+    return ""
+
+
+def _difference(path: str, one: Any, other: Any) -> str:
+    """The first difference of two values, as `path: one -> other`; empty when they are equal."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return next(filter(None, (_difference(f"{path}.{key}", one[key], other[key]) for key in one)), "")
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        return next(filter(None, (_difference(f"{path}[{at}]", *pair) for at, pair in pairs)), "")
+    return "" if one == other else f"{path}: {repr(one)[:_SHOWN]} -> {repr(other)[:_SHOWN]}"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtier import weights
-from kvtier._native import DONE, TRANSFER_BYTES, NativeError
+from kvtier._native import CORRUPT, DONE, TRANSFER_BYTES, NativeError
 from kvtier.config import Config
 from kvtier.guard import report
 from kvtier.metadata import LoadTask, SaveTask, StepMeta, WorkerReport, frames_of
@@ -22,6 +22,20 @@ logger = logging.getLogger("vllm.kvtier")
 
 # A started copy is a memory copy: it ends. This is how long we believe so before the session is given up.
 _COPY_END_MS = 30_000
+# How long a step may wait, in all, for copies out of blocks that it may overwrite, before those not begun are given up.
+# What they would have saved is a later miss; the wait is felt by every request of the step.
+_VOLATILE_WAIT_MS = 50
+# How often the scheduler side is told the state of the session, though nothing changed.
+_TELL_PERIOD_S = 2.0
+
+
+def save_settings(config: Config, zeroes: bool) -> Config:
+    """The settings to save by, given whether vLLM zeroes the blocks it hands out. It may do so before it lets us end
+    the copies out of them, so that no copy may outlast its step."""
+    if not zeroes or not config.async_save:
+        return config
+    logger.info("kvtier: vLLM zeroes new blocks of this model: saves end within their step, async_save is not followed")
+    return replace(config, async_save=False)
 
 
 @dataclass
@@ -57,6 +71,9 @@ class WorkerSide:
         self._config = config
         # The engine's stream: copies come after what it was given. Without a device there is none.
         self.stream: Callable[[], int] = lambda: 0
+        # Waits until the engine's stream has done what it was given.
+        self.settle: Callable[[], None] = lambda: None
+        self.rank = 0
         # The namespace revision the session is at.
         self.revision = ""
         self._saves: list[_SaveJob] = []
@@ -64,6 +81,8 @@ class WorkerSide:
         self._drained: set[str] = set()
         self._invalid_blocks: set[int] = set()
         self._report = WorkerReport()
+        # The state last told, and when to tell it again.
+        self._told, self._tell_at = ("", ""), 0.0
         self._broken = False
         self.counters = {"loaded": 0, "load_failed": 0, "saved": 0, "save_failed": 0}
 
@@ -76,13 +95,40 @@ class WorkerSide:
         except Exception:
             report("switch_namespace")
         try:
-            for save in [s for s in self._saves if s.volatile or s.request_id in meta.preempted]:
-                if not save.volatile:
-                    self._quietly(self._session.job_cancel, save.job)
-                self._end_save(save)
+            self._end_before(meta)
         except Exception:
             report("handle_preemptions")
             self._give_up("saves could not be ended")
+
+    def _end_before(self, meta: StepMeta) -> None:
+        """Ends copies out of blocks that the step may overwrite: what is not begun shortly never begins."""
+        ending = [save for save in self._saves if save.request_id in meta.preempted and not save.volatile]
+        for save in ending:
+            self._quietly(self._session.job_cancel, save.job)
+        volatile = [save for save in self._saves if save.volatile]
+        if volatile:
+            # The copies cannot begin before the last step is computed: that wait is not theirs.
+            self.settle()
+        until = time.monotonic() + _VOLATILE_WAIT_MS / 1000
+        for save in volatile:
+            results = self._results(save, until)
+            if results is not None:
+                self._saved(save, results)
+                continue
+            self._quietly(self._session.job_cancel, save.job)
+            ending.append(save)
+        until = time.monotonic() + _COPY_END_MS / 1000
+        for save in ending:
+            self._end_begun(save, self._results(save, until))
+
+    def _results(self, save: _SaveJob, until: float) -> bytes | None:
+        """A save's results; None when it is not over by then."""
+        left_ms = max(0, round((until - time.monotonic()) * 1000))
+        try:
+            return self._session.job_wait(save.job, save.count, left_ms)
+        except NativeError as error:
+            logger.warning("kvtier: job %d: %s", save.job, error)
+            return bytes(save.count)
 
     def _quietly(self, call, *arguments) -> None:
         try:
@@ -92,7 +138,10 @@ class WorkerSide:
 
     def _end_save(self, save: _SaveJob) -> None:
         """Waits until a save's copies ended."""
-        results = self._wait(save.job, save.count, self._config.save_timeout_ms)
+        self._end_begun(save, self._wait(save.job, save.count, self._config.save_timeout_ms))
+
+    def _end_begun(self, save: _SaveJob, results: bytes | None) -> None:
+        """Books a cancelled save; without results, copies that had begun did not end."""
         if results is None:
             # Its blocks are about to be overwritten: what it copies must never be sealed.
             self._give_up(f"a save of {save.request_id} did not end")
@@ -154,6 +203,9 @@ class WorkerSide:
         self.counters["loaded"] += len(task.blocks) + len(task.missing) - len(failed)
         self.counters["load_failed"] += len(failed)
         lost = [(group, index) for group, index, _ in failed]
+        wrong = [block[:2] for block, result in zip(task.blocks, results, strict=True) if result == CORRUPT]
+        if wrong:
+            self._report.corrupt[task.request_id] = wrong
         if task.sync:
             self._report.sync_loads[task.request_id] = lost
         elif lost:
@@ -249,8 +301,19 @@ class WorkerSide:
     def take_report(self) -> WorkerReport | None:
         """`build_connector_worker_meta`."""
         news, self._report = self._report, WorkerReport()
+        self._tell_state(news)
         epoch = weights.epoch()
         if news.is_empty() and not epoch:
             return None
         news.weights_epoch = epoch
         return news
+
+    def _tell_state(self, news: WorkerReport) -> None:
+        """Adds the session's state when it changed, and from time to time: a report may be dropped on the way."""
+        try:
+            state = ("closed", "this worker gave it up") if self._broken else self._session.state()
+        except NativeError as error:
+            state = ("closed", str(error))
+        if state != self._told or time.monotonic() >= self._tell_at:
+            self._told, self._tell_at = state, time.monotonic() + _TELL_PERIOD_S
+            news.states[self.rank] = state

@@ -92,7 +92,7 @@ class Loads(unittest.TestCase):
         bench.store(req, range(4))
         bench.side.matched(req, 0)
         bench.allocate(req, 64, external=64)
-        bench.side.update(WorkerReport(lost={"r": [(0, 2)]}), {"r"}, set())
+        bench.side.update(WorkerReport(lost={"r": [(0, 2)]}, corrupt={"r": [(0, 2)]}), {"r"}, set())
         self.assertEqual(bench.session.released, [("r", 0, 64, 32)])
         self.assertEqual(bench.side.matched(req, 0), (0, False))
         other = request("s", 64)
@@ -100,6 +100,72 @@ class Loads(unittest.TestCase):
         later = time.monotonic() + 60
         with mock.patch.object(request_module.time, "monotonic", return_value=later):
             self.assertEqual(bench.side.matched(request("t", 64), 0), (64, True))
+
+    def test_what_was_lost_is_asked_for_again_before_what_was_corrupt(self):
+        bench = Bench()
+        req = request("r", 80)
+        bench.store(req, range(5))
+        bench.side.matched(req, 0)
+        bench.allocate(req, 80, external=80)
+        bench.side.update(WorkerReport(lost={"r": [(0, 1), (0, 3)]}, corrupt={"r": [(0, 3)]}), {"r"}, set())
+        for after, tokens in ((0, 16), (10, 48), (60, 80)):
+            at = time.monotonic() + after
+            with mock.patch.object(request_module.time, "monotonic", return_value=at):
+                self.assertEqual(bench.side.matched(request(f"after {after}", 80), 0), (tokens, True))
+
+    def attached(self, bench, *states):
+        """The ranks tell their states."""
+        bench.side.update(WorkerReport(states=dict(enumerate(states))), set(), set())
+
+    def test_nothing_is_offered_while_a_rank_is_not_attached(self):
+        bench = Bench()
+        req = request("r", 64)
+        bench.store(req, range(4))
+        there = ("attached", "")
+        with self.assertLogs("vllm.kvtier", "WARNING") as logs:
+            for _ in range(3):
+                self.attached(bench, there, ("absent", "no daemon at /s"))
+        (line,) = logs.output
+        self.assertIn("rank 1 is absent (no daemon at /s): see that kvtierd runs", line)
+        bench.side.on_new_request(req)
+        self.assertEqual(bench.side.matched(req, 0), (0, False))
+        self.assertEqual(bench.session.calls, [])
+        with self.assertLogs("vllm.kvtier", "WARNING") as logs:
+            self.attached(bench, there, ("refused", "another layout"))
+        self.assertIn("another layout", logs.output[0])
+        with self.assertLogs("vllm.kvtier", "INFO") as logs:
+            self.attached(bench, there, there)
+        self.assertIn("rank 1 is attached again", logs.output[0])
+        self.assertEqual(bench.side.matched(req, 0), (64, True))
+        with self.assertLogs("vllm.kvtier", "WARNING"):
+            self.attached(bench, there, ("absent", ""))
+
+    def test_ranks_that_told_nothing_are_believed_to_be_attached(self):
+        bench = Bench(ranks=2)
+        req = request("r", 64)
+        bench.store(req, range(4))
+        self.attached(bench, ("attached", ""))
+        self.assertEqual(bench.side.matched(req, 0), (64, True))
+
+    def test_after_a_pause_a_request_lets_the_ranks_tell_that_they_are_back(self):
+        bench = Bench()
+        req, late = request("r", 64), request("s", 64)
+        bench.store(req, range(4))
+        self.attached(bench, ("absent", ""))
+        at = time.monotonic() + 60
+        with mock.patch.object(request_module.time, "monotonic", side_effect=lambda: at):
+            self.assertEqual(bench.side.matched(req, 0), (None, False))
+            self.assertEqual(bench.side.matched(late, 0), (None, False))
+            self.attached(bench, ("attached", ""))
+            self.assertEqual(bench.side.matched(req, 0), (64, True))
+            # Attached no more; the step that passes says nothing new, or does not come.
+            self.attached(bench, ("absent", ""))
+            self.assertEqual(bench.side.matched(late, 0), (0, False))
+            at += 60
+            last = request("t", 64)
+            self.assertEqual(bench.side.matched(last, 0), (None, False))
+            at += 0.06
+            self.assertEqual(bench.side.matched(last, 0), (0, False))
 
     def test_an_abort_while_loading_keeps_the_lookup_until_the_workers_are_done(self):
         bench = Bench()

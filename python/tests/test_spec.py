@@ -25,8 +25,14 @@ class MambaSpec(Some):
     """Named as vLLM's."""
 
 
+class UniformTypeKVCacheSpecs(Some):
+    """Named as vLLM's."""
+
+
 class Tensor:
-    """Shape, strides and place of a KV tensor of two-byte elements."""
+    """Shape, strides and place of a KV tensor; of two-byte elements, unless its type is changed."""
+
+    dtype = "torch.bfloat16"
 
     def __init__(self, shape, stride=None, at=4096, device="cpu", ordinal=None):
         self.shape, self._at, self.device = shape, at, Some(type=device, index=ordinal)
@@ -39,7 +45,7 @@ class Tensor:
         return self._stride if dim is None else self._stride[dim]
 
     def element_size(self):
-        return 2
+        return 1 if self.dtype == "torch.uint8" else 2
 
     def data_ptr(self):
         return self._at
@@ -77,11 +83,151 @@ def configs(groups, tp=1, replicas=1, algorithm="sha256_cbor", load_format="auto
     return vllm, kv
 
 
-def build(groups, caches, rank=0, private=False, **changes):
+def build(groups, caches, rank=0, private=False, alter=None, **changes):
     vllm, kv = configs(groups, **changes)
+    if alter is not None:
+        alter(vllm)
     ranks = {"rank": rank, "tp_rank": rank}
     with mock.patch.object(spec.native, "weights_digest", return_value="w"), mock.patch.object(os.path, "isdir"):
         return spec.build(vllm, kv, caches, ranks, Config(socket="/s", private=private))
+
+
+def mixed(layers, skipped, cache_dtype="fp8"):
+    """One group of full attention with fp8 KV but in the skipped layers, and its tensors."""
+    specs, caches = {}, {}
+    for name in layers:
+        plain = name in skipped
+        mode = 0 if plain or cache_dtype != "fp8" else 1
+        specs[name] = FullAttentionSpec(block_size=BLOCK, dcp_sharded=False, kv_quant_mode=mode)
+        dtype = "bfloat16" if plain else {"fp8": "uint8"}.get(cache_dtype, cache_dtype)
+        caches[name] = Tensor((8, 2, BLOCK, 4))
+        caches[name].dtype = f"torch.{dtype}"
+    spec_of_all = {"kv_cache_specs": specs, "first_spec": specs[layers[0]]}
+    return [group(UniformTypeKVCacheSpecs, list(layers), **spec_of_all)], caches
+
+
+def draft(model, **fields):
+    """Makes a configuration speculate with a draft model."""
+    values = {"model": model, "dtype": "torch.bfloat16", "quantization": None, "revision": None, "max_model_len": 99}
+    config = Some(**{**values, "hf_config": Some(to_dict=lambda: {"layers": 1}), **fields})
+    return lambda vllm: setattr(vllm, "speculative_config", Some(draft_model_config=config, draft_load_config=None))
+
+
+class Identity(unittest.TestCase):
+    """What two engines must not share has different identities."""
+
+    def layout(self, groups, caches, **changes):
+        return build(groups, caches, **changes)[0]["layout"]
+
+    def test_the_plain_layout_is_the_tensors_name(self):
+        full = [group(FullAttentionSpec, ["a", "b"])]
+        caches = {name: Tensor((8, 2, BLOCK, 4)) for name in "abc"}
+        window = group(SlidingWindowSpec, ["c"], sliding_window=100, extra_retained_tokens=3)
+        for groups in (full, [*full, window]):
+            self.assertEqual(self.layout(groups, caches)["layout"], "LBHNC")
+        self.assertEqual(self.layout(*mixed("abc", "abc"))["layout"], "LBHNC")
+
+    def test_the_interleave_counts_where_ranks_share_out_tokens(self):
+        full, caches = [group(FullAttentionSpec, ["a"])], {"a": Tensor((8, 2, BLOCK, 4))}
+
+        def layout(ranks, interleave):
+            def alter(vllm):
+                vllm.parallel_config.decode_context_parallel_size = ranks
+                vllm.parallel_config.cp_kv_cache_interleave_size = interleave
+
+            return self.layout(full, caches, tp=2, alter=alter)
+
+        self.assertNotEqual(layout(2, 1), layout(2, BLOCK))
+        self.assertEqual(layout(1, 1), layout(1, BLOCK))
+        self.assertEqual(layout(1, 1)["layout"], "LBHNC")
+
+    def test_which_layers_are_not_quantized_counts(self):
+        def layout(layers, skipped):
+            def alter(vllm):
+                vllm.cache_config.kv_cache_dtype_skip_layers = list(skipped)
+
+            return self.layout(*mixed(layers, skipped), alter=alter)
+
+        first, last = layout("abc", "a"), layout("abc", "c")
+        self.assertEqual(first["block_bytes"], last["block_bytes"])
+        self.assertNotEqual(first["layout"], last["layout"])
+        self.assertEqual(first, layout("abc", "a"))
+
+    def test_skipping_all_layers_differs_from_none_where_types_have_one_size(self):
+        def layout(skipped):
+            def alter(vllm):
+                vllm.cache_config.kv_cache_dtype_skip_layers = list(skipped)
+
+            return self.layout(*mixed("ab", skipped, "float16"), alter=alter)
+
+        self.assertNotEqual(layout(""), layout("ab"))
+
+    def test_types_of_one_size_are_told_apart_by_layer(self):
+        def layout(dtypes):
+            names = [str(at) for at in range(len(dtypes))]
+            caches = {n: Tensor((8, 2, BLOCK, 4)) for n in names}
+
+            def alter(vllm):
+                context = vllm.compilation_config.static_forward_context
+                for name, dtype in zip(names, dtypes, strict=True):
+                    context[name] = Some(**vars(context[name]), kv_cache_dtype=dtype)
+
+            return self.layout([group(FullAttentionSpec, names)], caches, alter=alter)
+
+        self.assertNotEqual(layout(["fp8_e4m3", "fp8_e5m2"]), layout(["fp8_e5m2", "fp8_e4m3"]))
+        self.assertEqual(layout(["fp8", "fp8"])["layout"], "LBHNC")
+
+    def test_how_a_backend_cuts_blocks_counts(self):
+        whole, cut = Tensor((8, 2, BLOCK, 4)), Tensor((16, 2, BLOCK // 2, 4))
+        one, other = (self.layout([group(FullAttentionSpec, ["a"])], {"a": tensor}) for tensor in (whole, cut))
+        self.assertEqual(one["block_bytes"], other["block_bytes"])
+        self.assertEqual(one["layout"], "LBHNC")
+        self.assertNotEqual(one["layout"], other["layout"])
+
+    def test_a_draft_models_weights_count(self):
+        groups, caches = [group(FullAttentionSpec, ["a"])], {"a": Tensor((8, 2, BLOCK, 4))}
+
+        def digest(alter=None):
+            vllm, kv = configs(groups)
+            (alter or (lambda _: None))(vllm)
+            ranks = {"rank": 0, "tp_rank": 0}
+            isdir = mock.patch.object(os.path, "isdir", return_value=True)
+            with mock.patch.object(spec.native, "weights_digest", side_effect=lambda path: f"of {path}"), isdir:
+                found = spec.build(vllm, kv, caches, ranks, Config(socket="/s"))
+            return found[0]["namespace"]["weights_digest"]
+
+        plain = digest()
+        drafts = [draft("/d"), draft("/e"), draft("/d", quantization="q")]
+        self.assertEqual(len({plain, *map(digest, drafts)}), 4)
+        self.assertTrue(digest(draft("/d")).startswith(plain))
+        # Layers of the checkpoint itself are digested with it.
+        self.assertEqual(digest(draft("/m")), plain)
+
+
+class Unity(unittest.TestCase):
+    """Whether ranks make one engine."""
+
+    def ranks(self, *ranks):
+        groups, caches = [group(FullAttentionSpec, ["a"])], {"a": Tensor((8, 2, BLOCK, 4))}
+        return [build(groups, caches, rank=rank, tp=2)[0] for rank in ranks]
+
+    def test_equal_ranks_of_one_node_are_one(self):
+        self.assertEqual(spec.disunity(self.ranks(0, 1), [spec.node()] * 2), "")
+
+    def test_the_field_in_which_a_rank_differs_is_named(self):
+        one, other = self.ranks(0, 1)
+        other["layout"]["groups"][0]["layers"] = ["b"]
+        self.assertRegex(
+            spec.disunity([one, other], [spec.node()] * 2),
+            r"^rank 1 .* than rank 0, layout\.groups\[0\]\.layers\[0\]: 'a' -> 'b': start all",
+        )
+        one, other = self.ranks(0, 1)
+        other["namespace"]["weights_digest"] = "x" * 999
+        self.assertRegex(spec.disunity([one, other], [spec.node()] * 2), "namespace.weights_digest: 'w config:")
+        self.assertLess(len(spec.disunity([one, other], [spec.node()] * 2)), 600)
+
+    def test_a_rank_on_another_node_is_named(self):
+        self.assertRegex(spec.disunity(self.ranks(0, 1), [spec.node(), "far"]), "^rank 1 runs on another node .* give")
 
 
 class Spec(unittest.TestCase):

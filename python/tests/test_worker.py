@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import unittest
 from unittest import mock
 
 from support import Bench, request
 
 from kvtier import weights
+from kvtier._native import CORRUPT, DONE, LOST, NativeError
 from kvtier.config import Config
 from kvtier.metadata import LoadTask, StepMeta, WorkerReport
-from kvtier.worker import WorkerSide
+from kvtier.worker import WorkerSide, save_settings
 
 
 class Worker(unittest.TestCase):
@@ -31,10 +33,10 @@ class Worker(unittest.TestCase):
         task.missing = list(missing)
         return StepMeta(loads=[task])
 
-    def save(self):
-        req = request("s", 64, prefix="s")
+    def save(self, name="s"):
+        req = request(name, 64, prefix=name)
         self.bench.allocate(req, 64)
-        return self.bench.step({"s": 64}, [req])
+        return self.bench.step({name: 64}, [req])
 
     def test_an_async_load_is_reported_once(self):
         side, self.session.job_polls = self.side(), 2
@@ -113,6 +115,93 @@ class Worker(unittest.TestCase):
             side.before_step(StepMeta(preempted={"s"}))
         self.assertTrue(self.session.closed)
 
+    def volatile(self, name="s"):
+        """A step that saves blocks of a sliding window."""
+        meta = self.save(name)
+        for task in meta.saves:
+            task.durable, task.volatile = [b""] * len(task.durable), task.durable
+        return meta
+
+    def test_a_step_waits_shortly_for_copies_out_of_blocks_it_may_overwrite(self):
+        for save_timeout_ms in (10_000, 600_000):
+            self.setUp()
+            side = self.side(save_timeout_ms=save_timeout_ms)
+            side.save(self.volatile())
+            side.save(self.volatile("t"))
+            count, waited = len(side._saves), []
+
+            def job_wait(job, count, timeout_ms=0, waited=waited):
+                if ("cancel", job) in self.session.calls:
+                    return bytes([LOST]) * count
+                waited.append(timeout_ms)
+                time.sleep(timeout_ms / 1000)
+                return None
+
+            began = time.monotonic()
+            with mock.patch.object(self.session, "job_wait", side_effect=job_wait):
+                side.before_step(StepMeta())
+            self.assertLess(time.monotonic() - began, 5)
+            self.assertEqual(count, 2)
+            self.assertLessEqual(sum(waited), 50)
+            self.assertEqual(len([call for call in self.session.calls if call[0] == "cancel"]), 2)
+            self.assertEqual((side._saves, side.counters["save_failed"]), ([], 8))
+            self.assertFalse(self.session.closed)
+
+    def test_copies_that_end_in_time_are_not_cancelled(self):
+        side, self.session.job_polls, settled = self.side(), 5, []
+        side.settle = lambda: settled.append(len(side._saves))
+        side.save(self.volatile())
+        side.before_step(StepMeta())
+        self.assertEqual((side._saves, side.counters["saved"], settled), ([], 4, [1]))
+        self.assertNotIn("cancel", [call[0] for call in self.session.calls])
+        side.before_step(StepMeta())
+        self.assertEqual(settled, [1])
+
+    def test_volatile_copies_that_began_and_do_not_end_are_never_sealed(self):
+        side = self.side()
+        side.save(self.volatile())
+        with mock.patch.object(self.session, "job_wait", return_value=None):
+            side.before_step(StepMeta())
+        self.assertTrue(self.session.closed)
+
+    def test_where_blocks_are_zeroed_no_save_outlasts_its_step(self):
+        for zeroes, left in ((False, 1), (True, 0)):
+            self.setUp()
+            self.session.job_polls = 5
+            config = save_settings(Config(), zeroes)
+            side = WorkerSide(self.session, 0, True, True, config)
+            side.save(self.save())
+            self.assertEqual(len(side._saves), left)
+        with self.assertLogs("vllm.kvtier", "INFO"):
+            save_settings(Config(), True)
+        with self.assertNoLogs("vllm.kvtier", "INFO"):
+            save_settings(Config(async_save=False), True)
+
+    def test_the_sessions_state_is_told_when_it_changes_and_now_and_then(self):
+        side = self.side()
+        side.rank = 3
+        self.assertEqual(side.take_report().states, {3: ("attached", "")})
+        self.assertIsNone(side.take_report())
+        with mock.patch.object(self.session, "state", return_value=("absent", "no daemon")):
+            self.assertEqual(side.take_report().states, {3: ("absent", "no daemon")})
+            self.assertIsNone(side.take_report())
+            side._tell_at = 0.0
+            self.assertEqual(side.take_report().states, {3: ("absent", "no daemon")})
+        with mock.patch.object(self.session, "state", side_effect=NativeError("state", -3)):
+            self.assertEqual(side.take_report().states[3][0], "closed")
+        self.assertEqual(side.take_report().states, {3: ("attached", "")})
+        side._give_up("test")
+        self.assertEqual(side.take_report().states[3][0], "closed")
+
+    def test_corrupt_blocks_are_told_apart_from_lost_ones(self):
+        side = self.side()
+        side.load(self.load())
+        results = bytes([DONE, CORRUPT, LOST, DONE])
+        with mock.patch.object(self.session, "job_wait", return_value=results):
+            side.poll()
+        news = side.take_report()
+        self.assertEqual((news.lost, news.corrupt), ({"r": [(0, 1), (0, 2)]}, {"r": [(0, 1)]}))
+
     def test_sync_saves_end_within_the_step(self):
         side, self.session.job_polls = self.side(async_save=False), 5
         side.save(self.save())
@@ -136,6 +225,10 @@ class Worker(unittest.TestCase):
             WorkerReport({"a": [(0, 2)]}, {"c": []}, {1: 1, 2: 1}, 3)
         )
         self.assertEqual(both, WorkerReport({"a": [(0, 2)]}, {"b": [(0, 1)], "c": []}, {1: 2, 2: 1}, 3))
+        one = WorkerReport(corrupt={"a": [(0, 1)]}, states={0: ("attached", "")})
+        one.aggregate(WorkerReport(corrupt={"a": [(0, 2)]}, states={1: ("absent", "x")}))
+        self.assertEqual(one.corrupt, {"a": [(0, 1), (0, 2)]})
+        self.assertEqual(one.states, {0: ("attached", ""), 1: ("absent", "x")})
 
 
 class Counting(unittest.TestCase):
