@@ -1,11 +1,14 @@
 //! Extents of the daemon mapped into this process, per attachment. Used on copy threads only: mapping waits for the daemon.
 //!
 //! # Bounds
-//! [`MAX_MAPPED`] mappings; one request to the daemon at a time, each within its job's deadline. After a request that got no
-//! answer, others fail at once for [`PAUSE_AFTER_SILENCE`], so that a stalled daemon does not hold every copy thread.
+//! [`MAX_MAPPED`] mappings; one request to the daemon at a time, each within its job's deadline and [`MAX_WAIT`]. After a
+//! request that got no answer, others fail at once for [`PAUSE_AFTER_SILENCE`], those too that waited for their turn, so that a
+//! stalled daemon does not hold every copy thread.
 #![expect(unsafe_code, reason = "registers mapped memory with the engine's device")]
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -168,19 +171,18 @@ impl Extents {
         shared: &Shared,
     ) -> Option<Mapped> {
         let slot = (extent, access == Access::Writable);
-        let client = {
-            let mut cache = self.cache.lock();
-            let client = cache.enter(attachment);
-            if let Some(mapped) = cache.mapped.get(&slot) {
-                return Some(mapped.clone());
-            }
-            if cache.silent_until.is_some_and(|until| Instant::now() < until) {
-                return None;
-            }
-            client
+        let client = match self.known(attachment, slot) {
+            ControlFlow::Break(known) => return known,
+            ControlFlow::Continue(client) => client,
         };
+        // Held until the answer is known to others.
+        let mut connection = client.try_lock_until(deadline)?;
+        // Whoever had it before may have asked for the same extent, or in vain.
+        if let ControlFlow::Break(known) = self.known(attachment, slot) {
+            return known;
+        }
         let request = Request { attachment: attachment.token, extent, access };
-        let result = ask(&mut client.lock(), &request, deadline).map_err(NoExtent::from);
+        let result = ask(&mut connection, &request, deadline).map_err(NoExtent::from);
         let result = result.and_then(|(fds, bytes)| map(shared, &request, fds, bytes));
         let mut cache = self.cache.lock();
         match result {
@@ -204,6 +206,23 @@ impl Extents {
             }
         }
     }
+
+    /// The extent as far as is known without asking, `None` when it cannot be had now; else the connection to ask over.
+    fn known(&self, attachment: &Attachment, slot: (u32, bool)) -> ControlFlow<Option<Mapped>, Arc<Mutex<FdClient>>> {
+        let mut cache = self.cache.lock();
+        if attachment.epoch < cache.epoch {
+            // It ended while this thread waited.
+            return ControlFlow::Break(None);
+        }
+        let client = cache.enter(attachment);
+        if let Some(mapped) = cache.mapped.get(&slot) {
+            return ControlFlow::Break(Some(mapped.clone()));
+        }
+        if cache.silent_until.is_some_and(|until| Instant::now() < until) {
+            return ControlFlow::Break(None);
+        }
+        ControlFlow::Continue(client)
+    }
 }
 
 /// Maps what came for a request, and begins to register it with the engine's device.
@@ -223,13 +242,58 @@ fn map(shared: &Shared, request: &Request, fds: ExtentFds, bytes: u64) -> Result
     Ok(Mapped::Device(Arc::new(DeviceExtent { memory, generations })))
 }
 
-/// Asks, and once more over a new connection: the daemon hangs up idle ones.
+/// Asks, and once more over a new connection where this one is of no use: the daemon hangs up idle ones. One that says nothing
+/// is not asked again.
 fn ask(client: &mut FdClient, request: &Request, deadline: Instant) -> Result<(ExtentFds, u64), MemoryError> {
-    let left = || deadline.saturating_duration_since(Instant::now()).min(MAX_WAIT);
+    let until = deadline.min(Instant::now() + MAX_WAIT);
+    let left = || until.saturating_duration_since(Instant::now());
     match client.request(request, left()) {
-        Err(MemoryError::System { .. } | MemoryError::Protocol { .. }) if !left().is_zero() => {
-            client.request(request, left())
-        }
+        Err(error) if has_hung_up(&error) => client.request(request, left()),
         result => result,
+    }
+}
+
+fn has_hung_up(error: &MemoryError) -> bool {
+    match error {
+        // What a socket call answers that took longer than it may.
+        MemoryError::System { source, .. } => !matches!(source.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        MemoryError::Protocol { .. } => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn asked(path: &Path) -> Result<(ExtentFds, u64), MemoryError> {
+        let request = Request { attachment: [0; 16], extent: 0, access: Access::ReadOnly };
+        ask(&mut FdClient::new(path), &request, Instant::now() + Duration::from_secs(60))
+    }
+
+    #[test]
+    fn a_daemon_that_says_nothing_is_asked_once_and_one_that_hangs_up_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fd.sock");
+        let silent = UnixListener::bind(&path).unwrap();
+        let answer = asked(&path);
+        assert!(matches!(answer, Err(MemoryError::System { .. })), "{answer:?}");
+        silent.set_nonblocking(true).unwrap();
+        assert_eq!(silent.incoming().map_while(Result::ok).count(), 1);
+        silent.set_nonblocking(false).unwrap();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        std::thread::spawn(move || {
+            for stream in silent.incoming().map_while(Result::ok) {
+                counted.fetch_add(1, Ordering::AcqRel);
+                drop(stream);
+            }
+        });
+        assert!(asked(&path).is_err());
+        assert_eq!(calls.load(Ordering::Acquire), 2);
     }
 }

@@ -2,18 +2,23 @@
 //!
 //! # Invariants
 //! - Copies happen inside the gate: once [`Jobs::close`] has shut it, no thread touches engine memory again.
-//! - Loads go before saves: a request waits for them.
+//! - Loads and saves take turns (`a_line_of_loads_starves_no_save`).
 //!
 //! # Bounds
 //! `max_inflight` jobs that nobody has collected yet. A thread waits for the daemon only to map an extent.
 //!
+//! # Cancellation
+//! What has not begun to copy ends at once, also while a thread waits for its extent
+//! (`a_transfer_that_waits_for_its_extent_is_cancelled_at_once`).
+//!
 //! # Lock order
-//! queue, then a job's progress, then the report queue; the gate and the job table are leaves.
+//! queue or gate, then a job's progress, then the report queue; the job table is a leaf.
 
 mod batch;
 pub mod job;
+mod queue;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +35,7 @@ use crate::regions::Regions;
 use crate::report::Report;
 use crate::shared::Shared;
 use job::{Fate, Job, Kind, Transfer};
+use queue::Queue;
 
 /// Longest deadline of a job.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
@@ -39,6 +45,8 @@ pub const MAX_TRANSFERS: usize = 65_536;
 /// Copy threads where engine memory is a device's: they wait for it, and while one waits the next batch is made ready, in
 /// both directions.
 const DEVICE_THREADS: usize = 4;
+/// How often an idle thread looks for memory to let go of, where only that of a daemon that is gone can be.
+const IDLE_SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// How long closing waits for copies that a device has: it has ended them, or will end nothing any more.
 const DEVICE_CLOSE: Duration = Duration::from_secs(30);
 
@@ -77,13 +85,6 @@ struct Inner {
 struct Table {
     jobs: HashMap<u64, Arc<Job>>,
     last: u64,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    loads: VecDeque<Arc<Job>>,
-    saves: VecDeque<Arc<Job>>,
-    closed: bool,
 }
 
 impl Jobs {
@@ -159,14 +160,11 @@ impl Jobs {
         let mut queue = inner.queue.lock();
         if epoch.is_none() || queue.closed || unfenced {
             drop(queue);
-            job.end_unclaimed(Fate::Lost);
+            job.end_unbegun(Fate::Lost);
             inner.settle(&job);
             return Ok(number);
         }
-        match job.kind {
-            Kind::Load { .. } => queue.loads.push_back(job),
-            Kind::Save => queue.saves.push_back(job),
-        }
+        queue.push(job);
         drop(queue);
         inner.work.notify_all();
         Ok(number)
@@ -191,7 +189,7 @@ impl Jobs {
     /// Begins no further transfer of a job. Answers false when it is unknown.
     pub fn cancel(&self, number: u64) -> bool {
         let Some(job) = self.inner.table.lock().jobs.get(&number).cloned() else { return false };
-        job.end_unclaimed(Fate::Cancelled);
+        job.end_unbegun(Fate::Cancelled);
         self.inner.settle(&job);
         true
     }
@@ -200,7 +198,7 @@ impl Jobs {
     pub fn cancel_all(&self) {
         let jobs: Vec<_> = self.inner.table.lock().jobs.values().cloned().collect();
         for job in jobs {
-            job.end_unclaimed(Fate::Cancelled);
+            job.end_unbegun(Fate::Cancelled);
             self.inner.settle(&job);
         }
     }
@@ -266,22 +264,14 @@ impl Inner {
             if queue.closed {
                 return None;
             }
-            let now = Instant::now();
-            let Queue { loads, saves, .. } = &mut *queue;
-            for line in [loads, saves] {
-                while let Some(job) = line.front() {
-                    if let Some(index) = job.claim(now) {
-                        return Some((Arc::clone(job), index));
-                    }
-                    if let Some(job) = line.pop_front() {
-                        self.settle(&job);
-                    }
-                }
+            let claimed = queue.claim(Instant::now(), |job| self.settle(job));
+            if claimed.is_some() {
+                return claimed;
             }
-            // Only what is on a device, or registered with one, keeps memory from others.
-            if self.shared.device.is_none() {
-                self.work.wait(&mut queue);
-            } else if self.work.wait_for(&mut queue, SWEEP_EVERY).timed_out() {
+            // What a living daemon gave up keeps memory from others only on a device, or registered with one; what a dead
+            // one left does so wherever it is mapped.
+            let every = if self.shared.device.is_some() { SWEEP_EVERY } else { IDLE_SWEEP_EVERY };
+            if self.work.wait_for(&mut queue, every).timed_out() {
                 drop(queue);
                 self.sweep();
                 queue = self.queue.lock();
@@ -289,15 +279,18 @@ impl Inner {
         }
     }
 
-    /// The extent of a transfer, as its job needs it.
-    fn extent(&self, job: &Job, transfer: &Transfer) -> Option<Mapped> {
+    /// The extent of a claimed transfer, as its job needs it; `None` also once the transfer was ended.
+    fn extent(&self, job: &Job, index: usize) -> Option<Mapped> {
+        if !job.is_open(index) {
+            return None;
+        }
         let shared = &self.shared;
         let attachment = shared.link.current().filter(|a| a.epoch == job.epoch)?;
         let access = if job.kind == Kind::Save { Access::Writable } else { Access::ReadOnly };
-        self.extents.get(&attachment, (transfer.frame.extent, access), job.deadline, shared)
+        self.extents.get(&attachment, (job.transfers[index].frame.extent, access), job.deadline, shared)
     }
 
-    /// Whether copies of a job may still begin; to be asked inside the gate.
+    /// Whether copies of a job may still begin, those that were not ended; to be asked inside the gate.
     fn may_begin(&self, job: &Job, is_open: bool) -> bool {
         is_open
             && !self.shut.load(Ordering::Acquire)
@@ -307,10 +300,10 @@ impl Inner {
 
     fn transfer(&self, job: &Job, index: usize) -> Fate {
         let transfer = &job.transfers[index];
-        let Some(Mapped::Host(extent)) = self.extent(job, transfer) else { return Fate::Lost };
+        let Some(Mapped::Host(extent)) = self.extent(job, index) else { return Fate::Lost };
         let regions = job.regions.of(transfer.frame.group);
         let gate = self.gate.read();
-        if !self.may_begin(job, *gate) {
+        if !self.may_begin(job, *gate) || !job.begin(index) {
             return Fate::Lost;
         }
         let copied = match job.kind {

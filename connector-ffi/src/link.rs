@@ -137,3 +137,26 @@ impl Link {
         inner.attachment.take().is_some()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::path::Path;
+
+    use tonic::transport::Endpoint;
+
+    use super::*;
+    use crate::shared::Shared;
+
+    /// An attachment of a session to a daemon that is not there. To be made inside of a runtime.
+    pub(crate) fn attachment(shared: &Shared, token: [u8; ATTACHMENT_BYTES], fd_socket: &Path) -> Arc<Attachment> {
+        let channel = Endpoint::from_static("unix:///nonexistent").connect_lazy();
+        Arc::new(Attachment {
+            epoch: shared.link.next_epoch(),
+            token,
+            client: EngineClient::new(channel),
+            fd_socket: fd_socket.to_owned(),
+            told: Mutex::new(*shared.keys().id()),
+            silent: AtomicBool::new(false),
+        })
+    }
+}

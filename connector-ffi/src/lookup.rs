@@ -5,7 +5,7 @@
 //! longer prefix is looked up as far as that.
 //!
 //! After a lookup's deadline passed without an answer, further ones are zero at once until the daemon answers anything: a
-//! stalled daemon delays one request, not each.
+//! stalled daemon delays one request, not each. The same while it takes no releases: it would only lease more.
 //!
 //! # Cancellation
 //! A call is never cancelled halfway: a lease could be left behind. It ends with its reply or its timeout.
@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::frame::FrameRef;
 use crate::keys::KeySpace;
 use crate::link::Attachment;
-use crate::report::Report;
+use crate::report::releases::EndedRequest;
 use crate::shared::Shared;
 use answer::{Answer, Hit, RangeKeys};
 use table::{Poll, Release, Settlement, Table, Voided};
@@ -36,6 +36,8 @@ pub const MAX_BLOCK_SHARDS: usize = 65_536;
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
 /// Longest request id.
 pub const MAX_REQUEST_ID_BYTES: usize = 1024;
+/// Releases that may wait to be told, for each lookup there is room for, while further ones are asked.
+const RELEASES_PER_LOOKUP: usize = 4;
 
 /// A question.
 #[derive(Debug, Clone)]
@@ -69,13 +71,16 @@ pub enum HitPoll {
 #[derive(Debug)]
 pub struct Lookups {
     table: Mutex<Table>,
+    /// Releases that may wait while lookups are asked.
+    max_releases: usize,
 }
 
 impl Lookups {
     /// Room for `capacity` lookups.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { table: Mutex::new(Table::new(capacity)) }
+        let max_releases = capacity.saturating_mul(RELEASES_PER_LOOKUP);
+        Self { table: Mutex::new(Table::new(capacity)), max_releases }
     }
 
     /// Begins a lookup; the call itself runs on `runtime`.
@@ -91,6 +96,7 @@ impl Lookups {
         shared.counters.lookups.one();
         let keys = shared.keys();
         let attachment = shared.link.current_in(keys.id());
+        let attachment = attachment.filter(|_| shared.reports.releases_waiting() < self.max_releases);
         let deadline = Instant::now() + query.deadline.min(MAX_DEADLINE);
         let epoch = attachment.as_ref().map(|a| a.epoch);
         let serial = self.table.lock().begin(&query.request_id, epoch, deadline)?;
@@ -140,7 +146,7 @@ impl Lookups {
             Release::Unknown => false,
             Release::Nothing => true,
             Release::Now(epoch) => {
-                shared.reports.push(Report::Release { epoch, request_id: request_id.to_owned(), settlement });
+                shared.reports.release(EndedRequest { epoch, request_id: request_id.to_owned(), settlement });
                 true
             }
         }
@@ -154,9 +160,9 @@ impl Lookups {
     fn answer(&self, shared: &Shared, request_id: &str) -> Poll {
         let (poll, voided) = self.table.lock().poll(request_id, shared.link.epoch(), Instant::now());
         match voided {
-            Some(Voided::Expired) => {
+            Some(Voided::Expired { is_owed }) => {
                 shared.counters.lookups_expired.one();
-                if let Some(attachment) = shared.link.current() {
+                if let Some(attachment) = shared.link.current().filter(|_| is_owed) {
                     attachment.heard(false);
                 }
             }
@@ -191,7 +197,7 @@ struct Call {
 impl Call {
     async fn run(self, query: Query) {
         let request_id = query.request_id.clone();
-        let answer = self.ask(query).await;
+        let (heard, answer) = self.ask(query).await;
         let counters = &self.shared.counters;
         if answer.is_none() {
             counters.lookups_failed.one();
@@ -200,12 +206,22 @@ impl Call {
         if in_time {
             counters.lookups_answered.one();
         }
+        if heard {
+            // Only now that the call has ended: a poll before that finds it owed, and takes the daemon for silent.
+            self.attachment.heard(true);
+        }
         if let Some(settlement) = settlement {
-            self.shared.reports.push(Report::Release { epoch: self.attachment.epoch, request_id, settlement });
+            self.shared.reports.release(EndedRequest { epoch: self.attachment.epoch, request_id, settlement });
         }
     }
 
-    async fn ask(&self, query: Query) -> Option<Answer> {
+    /// Asks. Answers whether the daemon answered, and what can be used of it.
+    async fn ask(&self, query: Query) -> (bool, Option<Answer>) {
+        // The daemon knows leases by their request: a former one of this name must not be released after this one began.
+        let released = self.shared.reports.released(&query.request_id);
+        if tokio::time::timeout_at(self.deadline.into(), released).await.is_err() {
+            return (false, None);
+        }
         let layout = &self.shared.spec.layout;
         let asked = ranges(&self.keys, &query, layout);
         self.shared.counters.lookup_blocks.count(asked.iter().map(|r| r.keys.len()).sum());
@@ -213,10 +229,9 @@ impl Call {
         let request = request(&self.attachment, query, &asked, remaining);
         let mut client = self.attachment.client.clone();
         let limit = remaining + self.shared.spec.call_timeout;
-        let reply = tokio::time::timeout(limit, client.lookup(request)).await.ok()?;
-        self.attachment.heard(true);
-        let reply = reply.ok()?;
-        Answer::check(asked, reply.into_inner(), layout).ok()
+        let Ok(reply) = tokio::time::timeout(limit, client.lookup(request)).await else { return (false, None) };
+        let answer = reply.ok().and_then(|reply| Answer::check(asked, reply.into_inner(), layout).ok());
+        (true, answer)
     }
 }
 

@@ -1,10 +1,15 @@
 //! What is told to the daemon in the background: seals, abandoned frames, results of loads, releases.
 //!
 //! # Bounds
-//! [`QUEUE`] messages wait; what does not fit is dropped and counted: unsealed frames are reaped and leases expire with the
-//! attachment, so nothing leaks for good. A call is tried [`ATTEMPTS`] times, and only in the epoch it belongs to.
+//! [`QUEUE`] messages wait, and [`ABANDONED`] frames that they give up; what does not fit is dropped and counted: the daemon
+//! reaps frames that nobody seals, whoever holds them. A call is tried [`ATTEMPTS`] times, and only in the epoch it belongs
+//! to. Releases wait apart from all this and are never dropped while their attachment lives: [`releases`].
 
+pub mod releases;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvtier_proto::v1;
@@ -15,11 +20,13 @@ use tonic::{Code, Status};
 use crate::counters::Counters;
 use crate::frame::FrameRef;
 use crate::link::Attachment;
-use crate::lookup::table::Settlement;
 use crate::shared::Shared;
+use releases::{EndedRequest, Releases};
 
 /// Messages that may wait: a few seconds of saves at full speed.
 const QUEUE: usize = 16_384;
+/// Frames to give up that may wait: those of four of the largest reservations.
+const ABANDONED: usize = 1 << 18;
 /// Frames of one seal call.
 const BATCH: usize = 1024;
 /// Time between two calls while only seals of running jobs wait: a call for each block would cost a tenth of the copies'
@@ -33,12 +40,19 @@ const RETRY_PAUSE: Duration = Duration::from_millis(25);
 /// One thing to tell.
 #[derive(Debug)]
 pub enum Report {
-    /// A frame was written, or is given up.
+    /// A frame was written.
     Seal {
         /// Attachment in which it was granted.
         epoch: u64,
         /// The frame with its checksum.
         frame: v1::SealedFrame,
+    },
+    /// Frames are given up.
+    Abandon {
+        /// Attachment in which they were granted.
+        epoch: u64,
+        /// The frames.
+        frames: Vec<FrameRef>,
     },
     /// A save job is over: its seals wait for no more of them.
     SaveOver,
@@ -51,15 +65,6 @@ pub enum Report {
         /// The frames.
         frames: Vec<v1::LoadedFrame>,
     },
-    /// A request is over.
-    Release {
-        /// Attachment that holds the lease.
-        epoch: u64,
-        /// The request.
-        request_id: String,
-        /// Its tokens.
-        settlement: Settlement,
-    },
     /// Answered when everything before it was told.
     Flush(oneshot::Sender<()>),
 }
@@ -68,6 +73,9 @@ pub enum Report {
 #[derive(Debug)]
 pub struct Reports {
     queue: mpsc::Sender<Report>,
+    releases: Releases,
+    /// Frames that the messages in the queue give up.
+    abandoned: AtomicUsize,
     counters: Arc<Counters>,
 }
 
@@ -79,7 +87,7 @@ impl Reports {
     #[must_use]
     pub fn new(counters: Arc<Counters>) -> (Self, Queue) {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        (Self { queue, counters }, receiver)
+        (Self { queue, releases: Releases::default(), abandoned: AtomicUsize::new(0), counters }, receiver)
     }
 
     /// Queues a report, or drops and counts it.
@@ -88,32 +96,60 @@ impl Reports {
             let report = match error {
                 mpsc::error::TrySendError::Full(report) | mpsc::error::TrySendError::Closed(report) => report,
             };
-            dropped(&self.counters, &report);
+            self.dropped(&report);
         }
     }
 
-    /// Queues the giving up of frames.
+    /// Queues the giving up of frames, as one message.
     pub fn abandon(&self, epoch: u64, frames: &[FrameRef]) {
-        for frame in frames {
-            self.push(Report::Seal { epoch, frame: frame.abandoned() });
+        if frames.is_empty() {
+            return;
+        }
+        let waiting = self.abandoned.fetch_add(frames.len(), Ordering::Relaxed);
+        let report = Report::Abandon { epoch, frames: frames.to_vec() };
+        if waiting < ABANDONED {
+            self.push(report);
+        } else {
+            self.dropped(&report);
         }
     }
 
-    /// Completes when everything queued so far was told or dropped.
+    /// Tells the end of a request, however long it takes.
+    pub fn release(&self, ended: EndedRequest) {
+        self.releases.push(ended);
+    }
+
+    /// Releases that the daemon has not answered yet.
+    #[must_use]
+    pub fn releases_waiting(&self) -> usize {
+        self.releases.count()
+    }
+
+    /// Completes when no release of a request waits any more.
+    pub async fn released(&self, request_id: &str) {
+        self.releases.until(|waiting| waiting.iter().all(|ended| ended.request_id != request_id)).await;
+    }
+
+    /// Completes when everything queued so far was told or dropped, and every release there is.
     pub async fn flush(&self) {
         let (sender, told) = oneshot::channel();
         if self.queue.send(Report::Flush(sender)).await.is_ok() {
             // An error means that the background task is gone, and with it all there was to tell.
             drop(told.await);
         }
+        self.releases.until(VecDeque::is_empty).await;
     }
-}
 
-fn dropped(counters: &Counters, report: &Report) {
-    match report {
-        Report::Seal { .. } => counters.seals_dropped.one(),
-        Report::Loads { .. } | Report::Release { .. } => counters.reports_dropped.one(),
-        Report::Flush(_) | Report::SaveOver => {}
+    fn dropped(&self, report: &Report) {
+        match report {
+            Report::Seal { .. } => self.counters.seals_dropped.one(),
+            Report::Abandon { frames, .. } => {
+                self.abandoned.fetch_sub(frames.len(), Ordering::Relaxed);
+                self.counters.seals_dropped.count(frames.len());
+            }
+            Report::Loads { .. } => self.counters.reports_dropped.one(),
+            Report::Flush(_) | Report::SaveOver => {}
+        }
     }
 }
 
@@ -150,14 +186,18 @@ async fn tell(shared: &Shared, batch: Vec<Report>) {
     for report in batch {
         match report {
             Report::Seal { epoch, frame } => seals.push((epoch, frame)),
+            Report::Abandon { epoch, frames } => {
+                shared.reports.abandoned.fetch_sub(frames.len(), Ordering::Relaxed);
+                for chunk in frames.chunks(BATCH) {
+                    seals.extend(chunk.iter().map(|frame| (epoch, frame.abandoned())));
+                    if seals.len() >= BATCH {
+                        send_seals(shared, std::mem::take(&mut seals)).await;
+                    }
+                }
+            }
             Report::SaveOver => {}
             Report::Loads { epoch, request_id, frames } => {
                 if send(shared, epoch, Call::Loads(request_id, frames)).await.is_none() {
-                    shared.counters.reports_dropped.one();
-                }
-            }
-            Report::Release { epoch, request_id, settlement } => {
-                if send(shared, epoch, Call::Release(request_id, settlement)).await.is_none() {
                     shared.counters.reports_dropped.one();
                 }
             }
@@ -173,7 +213,7 @@ async fn tell(shared: &Shared, batch: Vec<Report>) {
 
 async fn send_seals(shared: &Shared, mut seals: Vec<(u64, v1::SealedFrame)>) {
     while let Some(&(epoch, _)) = seals.first() {
-        let same = seals.iter().take_while(|(other, _)| *other == epoch).count();
+        let same = seals.iter().take(BATCH).take_while(|(other, _)| *other == epoch).count();
         let frames: Vec<_> = seals.drain(..same).map(|(_, frame)| frame).collect();
         let count = frames.len();
         match send(shared, epoch, Call::Seal(frames)).await {
@@ -193,7 +233,6 @@ fn count_seals(counters: &Counters, outcomes: &[i32]) {
 enum Call {
     Seal(Vec<v1::SealedFrame>),
     Loads(String, Vec<v1::LoadedFrame>),
-    Release(String, Settlement),
 }
 
 impl Call {
@@ -209,17 +248,6 @@ impl Call {
             Self::Loads(request_id, frames) => {
                 let (request_id, frames) = (request_id.clone(), frames.clone());
                 client.report_loads(v1::ReportLoadsRequest { attachment, request_id, frames }).await?;
-                Ok(Vec::new())
-            }
-            Self::Release(request_id, settlement) => {
-                let request = v1::ReleaseRequest {
-                    attachment,
-                    request_id: request_id.clone(),
-                    local_tokens: settlement.local_tokens,
-                    claimed_tokens: settlement.claimed_tokens,
-                    lost_tokens: settlement.lost_tokens,
-                };
-                client.release(request).await?;
                 Ok(Vec::new())
             }
         }
@@ -248,6 +276,8 @@ const fn is_transient(code: Code) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use kvtier_types::BlockKey;
+
     use super::*;
 
     fn seal() -> Report {
@@ -271,5 +301,20 @@ mod tests {
         drop(reports);
         assert_eq!(gather(&mut queue, far).await.len(), 1);
         assert!(gather(&mut queue, far).await.is_empty(), "closed");
+    }
+
+    #[tokio::test]
+    async fn frames_that_are_given_up_together_are_one_message_and_are_bounded() {
+        let (reports, mut queue) = Reports::new(Arc::default());
+        let frames = vec![FrameRef::from_wire(BlockKey::new([1; 32]), 0, 0, &v1::Frame::default()); 65_536];
+        reports.abandon(1, &[]);
+        assert!(queue.is_empty());
+        reports.abandon(1, &frames[..3]);
+        let message = queue.recv().await;
+        assert!(matches!(&message, Some(Report::Abandon { epoch: 1, frames }) if frames.len() == 3), "{message:?}");
+        (0..ABANDONED / frames.len()).for_each(|_| reports.abandon(1, &frames));
+        assert_eq!(reports.counters.seals_dropped.get(), 0);
+        reports.abandon(1, &frames[..5]);
+        assert_eq!(reports.counters.seals_dropped.get(), 5);
     }
 }

@@ -70,6 +70,7 @@ impl Session {
         let jobs = Jobs::start(&shared)?;
         let (stop, stopped) = watch::channel(false);
         runtime.spawn(report::run(Arc::clone(&shared), queue));
+        runtime.spawn(report::releases::run(Arc::clone(&shared)));
         runtime.spawn(attach::run(Arc::clone(&shared), stopped));
         Ok(Self {
             shared,

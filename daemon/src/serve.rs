@@ -29,6 +29,8 @@ const EXPIRE_EVERY: Duration = Duration::from_millis(500);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Longest a connection may take to close once the node stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest that giving host memory back may take: some gigabytes; of what is left, engines let go when they see it retired.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves until `stop` resolves, then drains and closes.
 ///
@@ -88,8 +90,9 @@ pub async fn run(node: Arc<Node>, stop: impl Future<Output = ()>) -> anyhow::Res
     health.set_not_serving::<EngineServer<EngineService>>().await;
     health.set_not_serving::<KvCacheServer<KvCacheService>>().await;
     shut_down(&node, servers).await;
-    growing.join().map_err(|_| anyhow::anyhow!("the growth thread died"))?;
-    Ok(())
+    let grown = growing.join();
+    give_memory_back(&node).await;
+    grown.map_err(|_| anyhow::anyhow!("the growth thread died"))
 }
 
 /// The Peer service, and then the tasks of the cluster: what is published must be reachable.
@@ -257,6 +260,20 @@ async fn shut_down(node: &Arc<Node>, mut servers: Servers) {
         }
     }
     tracing::info!("stopped");
+}
+
+/// Gives host memory back while engines still map it: one that hangs would keep it from the next daemon. The arena is not
+/// dropped for that, since threads that wait for engines have the node to the process's end.
+async fn give_memory_back(node: &Node) {
+    let extents = node.arena.extents();
+    let deadline = Instant::now() + GIVE_BACK_TIMEOUT;
+    let give = move || {
+        extents.iter().for_each(|(_, extent)| extent.retire());
+        extents.iter().take_while(|_| Instant::now() < deadline).for_each(|(_, extent)| extent.give_back());
+    };
+    if timeout(GIVE_BACK_TIMEOUT, tokio::task::spawn_blocking(give)).await.is_err() {
+        tracing::warn!("some host memory stays with engines until they let go of it");
+    }
 }
 
 async fn close_stores(node: &Node, deadline: Duration) {

@@ -125,6 +125,21 @@ impl Extent {
         self.table.generation(offset)
     }
 
+    /// Revokes every frame, and says that none will be granted any more: engines let go of it once they see that.
+    pub fn retire(&self) {
+        self.table.retire();
+    }
+
+    /// Gives the pages back, even where an engine still maps them; whoever reads them finds zeros. For an extent that was
+    /// retired. Huge pages stay until the last mapping goes: an engine that touched a hole in them could be killed.
+    pub fn give_back(&self) {
+        if self.kind != PageKind::Huge {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // Best effort: where it fails, the pages go with the last mapping.
+            let _unpunched = fallocate(&self.fd, hole, 0, self.len());
+        }
+    }
+
     /// Publishes (or with 0 revokes) the frame at `offset`.
     pub(crate) fn set_generation(&self, offset: u64, generation: u64) {
         self.table.set(offset, generation);
@@ -156,15 +171,10 @@ impl Slots for Extent {
 }
 
 impl Drop for Extent {
-    /// Revokes every frame, then gives the pages back even where an engine still maps them. Huge pages stay until the last
-    /// mapping goes: an engine that touched a hole in them could be killed.
+    /// Revokes every frame, then gives the pages back.
     fn drop(&mut self) {
-        self.table.retire();
-        if self.kind != PageKind::Huge {
-            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // Best effort: where it fails, the pages go with the last mapping.
-            let _unpunched = fallocate(&self.fd, hole, 0, self.len());
-        }
+        self.retire();
+        self.give_back();
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use kvtier::jobs::JobPoll;
 use kvtier::jobs::job::{Fate, Kind, Transfer};
+use kvtier_proto::v1::StatusReply;
 use kvtier_tests::daemon::SLACK;
 use kvtier_tests::wait::until;
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
@@ -73,6 +75,50 @@ fn a_load_whose_extent_cannot_be_mapped_ends_lost() {
     // It may have been detached for its silence, and hear of that only now.
     until("the writer to find its blocks", || (writer.get(&prompt).whole() == Some(320)).then_some(()));
     daemon.wait_status("the reader's leases to be gone", |status| status.attachments.len() == 2);
+}
+
+#[test]
+fn a_save_whose_extent_cannot_be_mapped_is_cancelled_at_once() {
+    let daemon = daemon!(setup());
+    let engine = engine(&daemon);
+    let hashes = Prompt::new("never written", 8).block_hashes(16);
+    let (states, frames) = engine.reserve(0, 0, hashes, None).expect("the daemon answers");
+    assert_eq!(states, [1; 8]);
+    daemon.freeze();
+    let transfers = frames.iter().flatten().zip(0..).map(|(frame, slot)| Transfer { frame: *frame, block_id: slot });
+    let (session, _) = engine.worker(0);
+    let job = session.submit_job(Kind::Save, transfers.collect(), (Duration::from_secs(60), 0)).expect("a valid job");
+    // Long enough for the threads to ask for the extent, and far too short for that to fail.
+    assert_eq!(session.wait_job(job, Duration::from_millis(100), 8), Ok(JobPoll::Pending));
+    let began = Instant::now();
+    assert!(session.cancel_job(job));
+    let over = session.wait_job(job, Duration::from_secs(60), 8);
+    let took = began.elapsed();
+    assert!(matches!(over, Ok(JobPoll::Over(_))), "{over:?}");
+    assert!(took < Duration::from_secs(2), "cancelling took {took:?}");
+    daemon.thaw();
+    let is_given_back = |status: &StatusReply| status.attachments.iter().all(|a| a.reservations == 0);
+    daemon.wait_status("the frames to be given back", is_given_back);
+}
+
+#[test]
+fn a_release_outlives_a_stall_that_is_longer_than_any_call() {
+    // Heartbeats are rare enough for nobody to be detached.
+    let daemon = daemon!(Setup::default());
+    let engine = engine(&daemon);
+    let prompt = Prompt::new("leased", 4);
+    engine.put_all(&prompt);
+    let (request, hit) = engine.lookup(&prompt);
+    assert_eq!(hit.tokens, 64);
+    let leases = |status: &StatusReply| status.attachments.iter().map(|a| a.leases).sum::<u32>();
+    assert_eq!(leases(&daemon.status()), 1);
+    daemon.freeze();
+    engine.release(&request, 64, 0);
+    // Not to wait for something: a call and its tries take less.
+    std::thread::sleep(Duration::from_millis(2500));
+    daemon.thaw();
+    daemon.wait_status("the lease to end", |status| leases(status) == 0);
+    assert_eq!((engine.counter("attached"), engine.counter("reports_dropped")), (2, 0), "while all stay attached");
 }
 
 #[test]

@@ -1,13 +1,17 @@
 //! `kill -9` of daemons and engines, at any time.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kvtier_proto::v1::Tier;
-use kvtier_tests::wait::{PATIENCE, within};
+use kvtier_memory::fdpass::{Access, FdClient, Request};
+use kvtier_proto::PROTOCOL_VERSION;
+use kvtier_proto::v1::{self, Tier};
+use kvtier_tests::wait::{PATIENCE, until, within};
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
+use rustix::fs::fstat;
 use rustix::process::{Signal, kill_process};
 
 /// Bytes of a block in memory.
@@ -207,6 +211,57 @@ fn memory_is_gone_with_its_processes() {
     assert!(left.is_empty(), "{left:?}");
     assert!(daemon.socket().exists(), "a killed daemon cannot remove its socket");
     daemon.restart();
+}
+
+/// Inodes of daemons' memory that a process maps.
+fn mapped(process: &str) -> BTreeSet<String> {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("the process runs");
+    let of_daemons = maps.lines().filter(|line| line.contains("memfd:kvtier-"));
+    // The fifth column: they are the same in every process, and no other memory's.
+    of_daemons.filter_map(|line| Some(line.split_whitespace().nth(4)?.to_owned())).collect()
+}
+
+#[test]
+fn an_idle_engine_lets_go_of_a_dead_daemons_memory() {
+    let mut daemon = daemon!(Setup { disk_mib: None, ..Setup::default() });
+    let engine = Engine::attach(&daemon, &Shape::default());
+    engine.put_all(&Prompt::new("mapped", 4));
+    let of_daemon = mapped(&daemon.pid().as_raw_nonzero().to_string());
+    // Engines of other tests, which run in this process too, map the memory of other daemons.
+    let of_it_here = || mapped("self").intersection(&of_daemon).count();
+    assert!(of_it_here() >= 2, "an extent and its generations");
+    daemon.kill();
+    until("the engine to let go of it", || (of_it_here() == 0).then_some(()));
+    assert!(!engine.is_attached());
+}
+
+#[test]
+fn a_daemon_that_stops_gives_its_memory_back_whoever_holds_it() {
+    let mut daemon = daemon!(Setup::default());
+    let engine = Engine::attach(&daemon, &Shape::default());
+    engine.put_all(&Prompt::new("held", 4));
+    let spec = Shape::default().spec("/nowhere", "holder", "worker", 0);
+    let request = v1::AttachRequest {
+        protocol_version: PROTOCOL_VERSION,
+        build_version: "test".into(),
+        pid: 1,
+        engine_id: "holder".into(),
+        role: v1::Role::Worker.into(),
+        namespace: Some(v1::Namespace::from(&spec.namespace)),
+        layout: Some(v1::Layout::from(&spec.layout)),
+        ..v1::AttachRequest::default()
+    };
+    let extent = {
+        let attached = daemon.control().attach(request).unwrap();
+        let attachment: [u8; 16] = attached.said.attachment[..].try_into().expect("a token has 16 bytes");
+        let request = Request { attachment, extent: 0, access: Access::ReadOnly };
+        let (fds, _bytes) = FdClient::new(&daemon.fd_socket()).request(&request, PATIENCE).unwrap();
+        fds.extent
+    };
+    let held_blocks = || fstat(&extent).unwrap().st_blocks;
+    assert!(held_blocks() > 0);
+    assert!(daemon.terminate().success());
+    assert_eq!(held_blocks(), 0, "nothing is left of it, though it is still open here");
 }
 
 #[test]

@@ -33,17 +33,19 @@ impl Inner {
         let mut fates = vec![Fate::Lost; batch.len()];
         let item = |(at, index): (usize, &usize)| {
             let transfer = &job.transfers[*index];
-            let extent = self.extent(job, transfer)?;
+            let extent = self.extent(job, *index)?;
             let regions = job.regions.of(transfer.frame.group);
             Some((at, Item { extent, frame: transfer.frame, regions, block: transfer.block_id }))
         };
-        let (places, items): (Vec<usize>, Vec<Item<'_>>) = batch.iter().enumerate().filter_map(item).unzip();
+        let ready: Vec<(usize, Item<'_>)> = batch.iter().enumerate().filter_map(item).collect();
         let direction = if job.kind == Kind::Save { Direction::IntoFrame } else { Direction::FromFrame };
         let terms = Terms { direction, after: job.after.as_ref(), deadline: job.deadline };
         let gate = self.gate.read();
         if !self.may_begin(job, *gate) {
             return fates;
         }
+        let begun = ready.into_iter().filter(|(at, _)| job.begin(batch[*at]));
+        let (places, items): (Vec<usize>, Vec<Item<'_>>) = begun.unzip();
         let copied = copying::device::copy(side, terms, &items);
         drop(gate);
         for ((at, item), copied) in places.into_iter().zip(&items).zip(copied) {

@@ -1,11 +1,14 @@
 //! One load or save job: which transfers are claimed, running and over.
 //!
 //! ```text
-//! transfer: unclaimed -> running -> done | corrupt | lost          (a copy thread)
-//!           unclaimed -> lost | cancelled                          (deadline, cancel, close)
+//! transfer: unclaimed -> claimed -> begun -> done | corrupt | lost          (a copy thread)
+//!           unclaimed | claimed -> lost | cancelled                         (deadline, cancel, close)
 //! ```
+//! A claimed transfer waits for its extent, and so for the daemon; a begun one for memory only.
+//!
 //! # Invariants
-//! A job is over only when no transfer is unclaimed or running: from then on nobody touches its blocks.
+//! Blocks are touched by begun transfers only. A job is over only when all of its transfers are: from then on nobody touches
+//! its blocks.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -86,8 +89,11 @@ pub struct Job {
 
 #[derive(Debug)]
 struct Progress {
+    /// The first that is unclaimed.
     next: usize,
+    /// Those that are claimed and not over.
     running: usize,
+    begun: Vec<bool>,
     fates: Vec<Fate>,
     reported: bool,
 }
@@ -97,9 +103,15 @@ impl Progress {
         self.next == self.fates.len() && self.running == 0
     }
 
-    fn end_unclaimed(&mut self, fate: Fate) {
+    fn end_unbegun(&mut self, fate: Fate) {
         let next = std::mem::replace(&mut self.next, self.fates.len());
         self.fates[next..].fill(fate);
+        for (claimed, begun) in self.fates[..next].iter_mut().zip(&self.begun) {
+            if *claimed == Fate::Open && !*begun {
+                *claimed = fate;
+                self.running -= 1;
+            }
+        }
     }
 }
 
@@ -107,7 +119,14 @@ impl Job {
     /// A job of which nothing has begun.
     #[must_use]
     pub fn new(kind: Kind, transfers: Vec<Transfer>, regions: Arc<Regions>, epoch: u64, deadline: Instant) -> Self {
-        let progress = Progress { next: 0, running: 0, fates: vec![Fate::Open; transfers.len()], reported: false };
+        let count = transfers.len();
+        let progress = Progress {
+            next: 0,
+            running: 0,
+            begun: vec![false; count],
+            fates: vec![Fate::Open; count],
+            reported: false,
+        };
         Self {
             kind,
             transfers,
@@ -124,7 +143,7 @@ impl Job {
     pub fn claim(&self, now: Instant) -> Option<usize> {
         let mut progress = self.progress.lock();
         if now >= self.deadline {
-            progress.end_unclaimed(Fate::Lost);
+            progress.end_unbegun(Fate::Lost);
         }
         if progress.next == progress.fates.len() {
             return None;
@@ -134,9 +153,27 @@ impl Job {
         Some(progress.next - 1)
     }
 
-    /// A claimed transfer is over.
+    /// Whether a claimed transfer is not over.
+    #[must_use]
+    pub fn is_open(&self, index: usize) -> bool {
+        self.progress.lock().fates[index] == Fate::Open
+    }
+
+    /// Begins a claimed transfer. Answers false when it was ended before: then its block must not be touched.
+    #[must_use]
+    pub fn begin(&self, index: usize) -> bool {
+        let mut progress = self.progress.lock();
+        let begins = progress.fates[index] == Fate::Open;
+        progress.begun[index] = begins;
+        begins
+    }
+
+    /// A claimed transfer is over; nothing, if it was ended before it began.
     pub fn finish(&self, index: usize, fate: Fate) {
         let mut progress = self.progress.lock();
+        if progress.fates[index] != Fate::Open {
+            return;
+        }
         progress.fates[index] = fate;
         progress.running -= 1;
         if progress.is_over() {
@@ -144,10 +181,10 @@ impl Job {
         }
     }
 
-    /// Ends every transfer that was not claimed.
-    pub fn end_unclaimed(&self, fate: Fate) {
+    /// Ends every transfer that has not begun.
+    pub fn end_unbegun(&self, fate: Fate) {
         let mut progress = self.progress.lock();
-        progress.end_unclaimed(fate);
+        progress.end_unbegun(fate);
         if progress.is_over() {
             self.changed.notify_all();
         }
@@ -168,7 +205,7 @@ impl Job {
         loop {
             let now = Instant::now();
             if now >= self.deadline {
-                progress.end_unclaimed(Fate::Lost);
+                progress.end_unbegun(Fate::Lost);
             }
             if progress.is_over() {
                 return Some(progress.fates.clone());
@@ -227,10 +264,13 @@ mod tests {
     fn cancelling_ends_what_has_not_begun_and_waits_for_what_has() {
         let now = Instant::now();
         let job = job(3, now + Duration::from_secs(60));
-        assert_eq!(job.claim(now), Some(0));
-        job.end_unclaimed(Fate::Cancelled);
+        assert_eq!((job.claim(now), job.claim(now)), (Some(0), Some(1)));
+        assert!(job.begin(0));
+        job.end_unbegun(Fate::Cancelled);
         assert_eq!(job.claim(now), None);
         assert_eq!(job.wait(now), None, "the first transfer is still running");
+        assert!(job.is_open(0) && !job.is_open(1) && !job.begin(1), "the second was claimed and had not begun");
+        job.finish(1, Fate::Lost);
         job.finish(0, Fate::Done);
         assert_eq!(job.wait(now), Some(vec![Fate::Done, Fate::Cancelled, Fate::Cancelled]));
     }
@@ -241,8 +281,9 @@ mod tests {
         let late = job(2, now);
         assert_eq!(late.claim(now), None);
         assert_eq!(late.wait(now), Some(vec![Fate::Lost; 2]));
-        let soon = job(1, now + Duration::from_millis(20));
-        assert_eq!(soon.wait(now + Duration::from_secs(60)), Some(vec![Fate::Lost]), "the waiter ends it");
+        let soon = job(2, now + Duration::from_millis(20));
+        soon.claim(now);
+        assert_eq!(soon.wait(now + Duration::from_secs(60)), Some(vec![Fate::Lost; 2]), "the waiter ends it");
     }
 
     #[test]

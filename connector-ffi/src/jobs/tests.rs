@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kvtier_device::twin::{TwinConfig, TwinDevice};
@@ -11,10 +11,8 @@ use kvtier_memory::fdpass::{FdStatus, Grant, serve_one};
 use kvtier_memory::plan::Region;
 use kvtier_memory::{Arena, ArenaConfig, ExtentFds, FrameId, GenerationTable, PageKind};
 use kvtier_proto::v1;
-use kvtier_proto::v1::engine_client::EngineClient;
 use kvtier_types::{BlockKey, DeviceNumber};
 use parking_lot::Mutex;
-use tonic::transport::Endpoint;
 
 use super::job::{Fate, Kind, Transfer};
 use super::{JobPoll, Jobs};
@@ -22,7 +20,8 @@ use crate::counters::Counters;
 use crate::device::DeviceSide;
 use crate::error::Error;
 use crate::frame::FrameRef;
-use crate::link::{Attachment, LinkState};
+use crate::link::LinkState;
+use crate::link::tests::attachment;
 use crate::regions::Regions;
 use crate::report::{Queue, Report, Reports};
 use crate::shared::Shared;
@@ -41,6 +40,10 @@ pub(super) struct Rig {
     pub(super) shared: Arc<Shared>,
     pub(super) jobs: Jobs,
     pub(super) queue: Queue,
+    /// While somebody holds it, no request for an extent is answered.
+    pub(super) hold: Arc<Mutex<()>>,
+    /// Requests for extents that came.
+    pub(super) asked: Arc<AtomicUsize>,
     /// Two layers, each with half a block a run.
     pub(super) layers: [Vec<u8>; 2],
     _runtime: tokio::runtime::Runtime,
@@ -93,10 +96,14 @@ pub(super) fn rig(twin: Option<Arc<TwinDevice>>) -> Rig {
     assert!(arena.grow().unwrap());
     let pool = Arc::new(Pool::new());
     let (listener, served) = (UnixListener::bind(&socket).unwrap(), (arena.clone(), Arc::clone(&pool)));
+    let (hold, asked) = (Arc::new(Mutex::new(())), Arc::new(AtomicUsize::new(0)));
+    let (held, counted) = (Arc::clone(&hold), Arc::clone(&asked));
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let decide = |request: &kvtier_memory::fdpass::Request| {
                 assert_eq!(request.attachment, TOKEN);
+                counted.fetch_add(1, Ordering::AcqRel);
+                drop(held.lock());
                 if request.extent == Pool::extent() {
                     return Ok(served.1.grant());
                 }
@@ -111,16 +118,8 @@ pub(super) fn rig(twin: Option<Arc<TwinDevice>>) -> Rig {
     let side = twin.map(|twin| Arc::new(DeviceSide::new(twin, None)));
     let shared = Arc::new(Shared::new(spec, side, (counters, reports)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let channel = runtime.block_on(async { Endpoint::from_static("unix:///nonexistent").connect_lazy() });
-    let attachment = Attachment {
-        epoch: shared.link.next_epoch(),
-        token: TOKEN,
-        client: EngineClient::new(channel),
-        fd_socket: socket,
-        told: Mutex::new(*shared.keys().id()),
-        silent: AtomicBool::new(false),
-    };
-    shared.link.attached(Arc::new(attachment), String::new());
+    let attachment = runtime.block_on(async { attachment(&shared, TOKEN, &socket) });
+    shared.link.attached(attachment, String::new());
     let jobs = Jobs::start(&shared).unwrap();
     let mut layers = [(); 2].map(|()| vec![0_u8; BLOCK / 2 * BLOCKS]);
     let regions = layers.each_mut().map(|layer| {
@@ -131,7 +130,7 @@ pub(super) fn rig(twin: Option<Arc<TwinDevice>>) -> Rig {
         (0, region)
     });
     jobs.register(Regions::new(&shared.spec.layout, &regions).unwrap());
-    Rig { arena, pool, shared, jobs, queue, layers, _runtime: runtime, _dir: dir }
+    Rig { arena, pool, shared, jobs, queue, hold, asked, layers, _runtime: runtime, _dir: dir }
 }
 
 impl Rig {
@@ -165,12 +164,13 @@ impl Rig {
 
     /// Seals waiting to be told: (checksum, abandoned).
     pub(super) fn seals(&mut self) -> Vec<(u64, bool)> {
-        let seal = |report| match report {
-            Report::Seal { frame, .. } => Some((frame.checksum, frame.abandoned)),
-            Report::SaveOver => None,
+        let seals = |report| match report {
+            Report::Seal { frame, .. } => vec![(frame.checksum, frame.abandoned)],
+            Report::Abandon { frames, .. } => vec![(0, true); frames.len()],
+            Report::SaveOver => Vec::new(),
             other => panic!("{other:?}"),
         };
-        self.reports().into_iter().filter_map(seal).collect()
+        self.reports().into_iter().flat_map(seals).collect()
     }
 
     fn load_results(&mut self) -> Vec<i32> {
@@ -219,6 +219,8 @@ fn what_is_saved_is_sealed_and_loads_again() {
         assert!(rig.holds(5, 10) && rig.holds(6, 20));
         assert_eq!(rig.load_results(), [i32::from(v1::LoadResult::Loaded); 2]);
         assert_eq!(rig.shared.counters.load_bytes.get(), 2 * BLOCK as u64);
+        let mapped = rig.shared.counters.extents_mapped.get();
+        assert_eq!(mapped, 2, "once to write and once to read, however many threads want it");
     }
 }
 
@@ -305,6 +307,31 @@ fn late_and_cancelled_jobs_begin_no_copy() {
         let seals = rig.seals();
         assert_eq!(seals.len(), 64);
         assert_eq!(seals.iter().filter(|(_, abandoned)| !abandoned).count(), done);
+    }
+}
+
+#[test]
+fn a_transfer_that_waits_for_its_extent_is_cancelled_at_once() {
+    for mut rig in rigs() {
+        let frame = rig.frame();
+        rig.fill(1, 10);
+        let hold = Arc::clone(&rig.hold);
+        let held = hold.lock();
+        let job = rig.jobs.submit(Kind::Save, vec![transfer(frame, 0, 1)], (LONG, 0)).unwrap();
+        let until = Instant::now() + LONG;
+        while rig.asked.load(Ordering::Acquire) == 0 {
+            assert!(Instant::now() < until, "the extent is asked for");
+            std::thread::yield_now();
+        }
+        assert!(rig.jobs.cancel(job));
+        let over = rig.jobs.wait(job, Duration::ZERO, 1);
+        assert_eq!(over, Ok(JobPoll::Over(vec![Fate::Cancelled])));
+        assert_eq!(rig.seals(), [(0, true)], "its frame is given up");
+        drop(held);
+        // The extent comes all the same, and the next one has it.
+        assert_eq!(rig.run(Kind::Save, vec![transfer(frame, 0, 1)]), [Fate::Done]);
+        assert_eq!(rig.seals().len(), 1);
+        assert_eq!(rig.shared.counters.saves_done.get(), 1, "nothing was copied for the first");
     }
 }
 

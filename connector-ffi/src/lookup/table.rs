@@ -51,7 +51,10 @@ pub enum Poll {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Voided {
     /// Its deadline passed.
-    Expired,
+    Expired {
+        /// Whether the daemon has not answered since, either.
+        is_owed: bool,
+    },
     /// Its attachment is gone.
     Detached,
 }
@@ -160,7 +163,7 @@ impl Table {
             _ if entry.epoch != current => Voided::Detached,
             State::Answered(ref answer) => return (Poll::Answered(Arc::clone(answer)), None),
             State::Pending if now < entry.deadline => return (Poll::Pending, None),
-            State::Pending => Voided::Expired,
+            State::Pending => Voided::Expired { is_owed: self.calls.contains_key(&entry.serial) },
         };
         entry.state = State::Zero;
         (Poll::Zero, Some(voided))

@@ -1,11 +1,23 @@
-use super::{MAX_BLOCK_SHARDS, Query, ranges};
+use super::answer::{Answer, Hit, RangeKeys};
+use super::table::Settlement;
+use super::{HitPoll, Lookups, MAX_BLOCK_SHARDS, Query, RELEASES_PER_LOOKUP, ranges};
+use crate::counters::Counters;
 use crate::keys::KeySpace;
+use crate::link::tests::attachment;
+use crate::report::Reports;
+use crate::report::releases::EndedRequest;
+use crate::shared::Shared;
 use crate::spec::Spec;
 use crate::spec::tests::sample;
 use bytes::Bytes;
+use kvtier_proto::v1;
 use kvtier_types::EngineHash;
 use serde_json::json;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 
 fn query(hashes: u32, local_tokens: u32) -> Query {
     let hash = |i: u32| {
@@ -57,6 +69,52 @@ fn a_prefix_too_long_for_a_reply_is_asked_in_part() {
         assert!(shards <= MAX_BLOCK_SHARDS, "{local_tokens}: {shards}");
     }
     assert!(ranges(&keys, &query(0, 0), &spec.layout).iter().all(|r| r.keys.is_empty()));
+}
+
+/// What a session shares that is attached to a daemon that does not answer.
+fn attached() -> Arc<Shared> {
+    let counters = Arc::new(Counters::default());
+    let (reports, _queue) = Reports::new(Arc::clone(&counters));
+    let spec = Spec::parse(&sample().to_string()).unwrap();
+    let shared = Arc::new(Shared::new(spec, None, (counters, reports)));
+    shared.link.attached(attachment(&shared, [5; 16], Path::new("/nonexistent")), String::new());
+    shared
+}
+
+#[tokio::test]
+async fn only_an_answer_that_is_owed_makes_the_daemon_silent() {
+    let shared = attached();
+    let (lookups, epoch, now) = (Lookups::new(2), shared.link.epoch(), Instant::now());
+    let is_silent = || shared.link.current().unwrap().silent.load(Ordering::Relaxed);
+    let nothing = HitPoll::Ready(Hit::default());
+    let asked = vec![RangeKeys { first_block: 0, keys: Vec::new() }];
+    let reply = v1::LookupReply { ranges: vec![v1::RangeFrames::default()] };
+    let answer = Answer::check(asked, reply, &shared.spec.layout).unwrap();
+    let late = lookups.table.lock().begin("late", epoch, now).unwrap();
+    lookups.table.lock().end(late, Some(answer), now);
+    assert_eq!(lookups.poll(&shared, "late", 0, 1000), nothing);
+    assert_eq!(shared.counters.lookups_expired.get(), 1);
+    assert!(!is_silent(), "the daemon has answered");
+    lookups.table.lock().begin("owed", epoch, now).unwrap();
+    assert_eq!(lookups.poll(&shared, "owed", 0, 1000), nothing);
+    assert_eq!(shared.counters.lookups_expired.get(), 2);
+    assert!(is_silent());
+}
+
+#[tokio::test]
+async fn a_daemon_that_takes_no_releases_is_asked_for_no_more_leases() {
+    let shared = attached();
+    let lookups = Arc::new(Lookups::new(1));
+    lookups.submit(&shared, &Handle::current(), query(1, 0)).unwrap();
+    assert_eq!(lookups.poll(&shared, "r", 0, 1000), HitPoll::Pending);
+    let epoch = shared.link.epoch().unwrap();
+    for number in 0..RELEASES_PER_LOOKUP {
+        let settlement = Settlement::default();
+        shared.reports.release(EndedRequest { epoch, request_id: number.to_string(), settlement });
+    }
+    lookups.submit(&shared, &Handle::current(), query(1, 0)).unwrap();
+    assert_eq!(lookups.poll(&shared, "r", 0, 1000), HitPoll::Ready(Hit::default()));
+    assert_eq!(shared.counters.lookups_unavailable.get(), 1);
 }
 
 /// Not a benchmark: a guard against a tenfold slowdown (hashing a key's 150 bytes takes a few hundred nanoseconds).

@@ -49,7 +49,7 @@ fn a_lookup_that_was_answered_zero_stays_zero() {
     let (mut table, call, deadline) = pending();
     let (poll, voided) = table.poll("r", EPOCH, deadline);
     assert!(matches!(poll, Poll::Zero));
-    assert_eq!(voided, Some(Voided::Expired));
+    assert_eq!(voided, Some(Voided::Expired { is_owed: true }));
     assert_eq!(table.end(call, Some(answer()), before(deadline)), (None, false));
     let (poll, voided) = table.poll("r", EPOCH, before(deadline));
     assert!(matches!(poll, Poll::Zero));
@@ -61,7 +61,9 @@ fn a_lookup_that_was_answered_zero_stays_zero() {
 fn a_late_answer_is_no_answer() {
     let (mut table, call, deadline) = pending();
     assert_eq!(table.end(call, Some(answer()), deadline), (None, false));
-    assert!(matches!(table.poll("r", EPOCH, deadline).0, Poll::Zero));
+    let (poll, voided) = table.poll("r", EPOCH, deadline);
+    assert!(matches!(poll, Poll::Zero));
+    assert_eq!(voided, Some(Voided::Expired { is_owed: false }), "and no silence");
 }
 
 #[test]
