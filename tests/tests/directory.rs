@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kvtier_policy::directory::{Batch, Change, Table, Tiers};
@@ -43,6 +43,11 @@ fn refusal<T>(result: Result<T, DirectoryError>) -> String {
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("not refused"),
     }
+}
+
+/// Whether it says that there is no room, and that the server's memory is why.
+fn is_full<T>(result: Result<T, DirectoryError>) -> bool {
+    matches!(result, Err(DirectoryError::Full { reason, .. }) if reason.contains("maxmemory"))
 }
 
 /// Calls until one is answered: a client does not try again at once.
@@ -242,12 +247,97 @@ async fn a_server_without_memory_or_that_wants_a_password_refuses_and_tears_noth
     let on = fresh(&server.url(), ENDS);
     on.apply(NODE, EDITION, &[batch(7, 1, &[(1, 1)])]).await.unwrap();
     server.cli(&["config", "set", "maxmemory", "1"]);
-    assert!(refusal(on.apply(NODE, EDITION, &[batch(7, 2, &[(1, 0), (2, 1)])]).await).contains("maxmemory"));
+    assert!(is_full(on.apply(NODE, EDITION, &[batch(7, 2, &[(1, 0), (2, 1), (3, 1)])]).await));
     assert_eq!(on.digests(NODE, EDITION).await.unwrap()[7], Some(digest(7, 1, &[(1, 1)])));
     assert_eq!(on.locate(&[key(7, 1)]).await.unwrap()[0].len(), 1);
     server.cli(&["config", "set", "maxmemory", "0"]);
     server.cli(&["config", "set", "requirepass", "secret"]);
     assert!(refusal(fresh(&server.url(), ENDS).locate(&[key(7, 1)]).await).contains("password"));
+}
+
+#[tokio::test]
+async fn a_full_server_takes_what_makes_it_no_fuller() {
+    let Some(server) = Valkey::start() else { return };
+    let (on, other) = (fresh(&server.url(), ENDS), NodeNumber::new(2));
+    on.heartbeat(&record("a", EDITION), LONG).await.unwrap();
+    on.apply(NODE, EDITION, &[batch(7, 1, &[(1, 1), (2, 1), (3, 1)])]).await.unwrap();
+    on.apply(other, EDITION, &[batch(7, 1, &[(1, 1), (2, 1)])]).await.unwrap();
+    server.cli(&["config", "set", "maxmemory", "1"]);
+    for id in ["a", "b"] {
+        assert!(!on.heartbeat(&record(id, EDITION), LONG).await.unwrap().is_empty(), "{id} lives on");
+    }
+    assert!(is_full(on.apply(NODE, EDITION, &[batch(7, 2, &[(4, 1)])]).await));
+    assert!(is_full(on.apply(NODE, EDITION, &[batch(7, 2, &[(1, 0), (4, 1)])]).await), "a record is no room for a key");
+    // One that another node has too, one that nobody else has, another tier, and a key for a key.
+    let batches = [(2, [(1, 0)]), (3, [(3, 0)]), (4, [(2, 4)])].map(|(sequence, one)| batch(7, sequence, &one));
+    on.apply(NODE, EDITION, &batches).await.unwrap();
+    on.apply(other, EDITION, &[batch(7, 2, &[(1, 0), (5, 2)])]).await.unwrap();
+    assert_eq!(on.digests(NODE, EDITION).await.unwrap()[7], Some(digest(7, 4, &[(2, 4)])));
+    assert_eq!(on.digests(other, EDITION).await.unwrap()[7], Some(digest(7, 2, &[(2, 1), (5, 2)])));
+
+    let found = on.locate(&[key(7, 1), key(7, 2), key(7, 5)]).await.unwrap();
+    assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [0, 2, 1]);
+    assert_eq!(on.reap(&[(key(7, 2), found[1][1])]).await.unwrap(), 1, "another's stays there");
+    assert_eq!(on.reap(&[(key(7, 5), found[2][0])]).await.unwrap(), 1);
+    assert_eq!(on.digests(other, EDITION).await.unwrap()[7], None);
+    assert_eq!(on.locate(&[key(7, 2)]).await.unwrap(), [vec![found[1][0]]]);
+    // A node that starts over replaces what it had.
+    let again = on.apply(NODE, EDITION.next(), &[batch(7, 1, &[(2, 4)])]).await.unwrap();
+    assert_eq!(again, [(EDITION.next(), digest(7, 1, &[(2, 4)]))]);
+}
+
+/// Passes each connection on to the server whose port is named when it is opened; it stays with that one.
+async fn proxy(to: u16) -> (String, Arc<AtomicU16>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("redis://{}", listener.local_addr().expect("it has an address"));
+    let target = Arc::new(AtomicU16::new(to));
+    let named = Arc::clone(&target);
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let port = named.load(Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("the server listens");
+                // How a connection ends is for its ends to see.
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    (url, target)
+}
+
+/// Beats until a heartbeat is taken.
+async fn beats_again(on: &dyn Directory) {
+    let deadline = Instant::now() + ENDS;
+    while is_away(on.heartbeat(&record("a", EDITION), LONG).await) {
+        assert!(Instant::now() < deadline, "the client does not leave a replica");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_became_a_replica_is_left_for_whom_its_name_leads_to() {
+    let (Some(first), Some(second)) = (Valkey::start(), Valkey::start()) else { return };
+    let (url, target) = proxy(first.port()).await;
+    let on = client(&url, "renamed", ENDS);
+    on.heartbeat(&record("a", EDITION), LONG).await.unwrap();
+    assert_eq!(first.cli(&["exists", "renamed:nodes"]), "1");
+
+    // Of a master that is not there: what counts is that it takes nothing.
+    assert_eq!(first.cli(&["replicaof", "127.0.0.1", "1"]), "OK");
+    assert!(is_away(on.heartbeat(&record("a", EDITION), LONG).await));
+    target.store(second.port(), Ordering::Relaxed);
+    beats_again(&on).await;
+    assert_eq!(second.cli(&["exists", "renamed:nodes"]), "1");
+
+    // One cut off from its master answers nothing at all.
+    assert_eq!(first.cli(&["replicaof", "no", "one"]), "OK");
+    assert_eq!(first.cli(&["flushall"]), "OK");
+    assert_eq!(second.cli(&["config", "set", "replica-serve-stale-data", "no"]), "OK");
+    assert_eq!(second.cli(&["replicaof", "127.0.0.1", "1"]), "OK");
+    assert!(is_away(on.locate(&[key(7, 1)]).await));
+    target.store(first.port(), Ordering::Relaxed);
+    beats_again(&on).await;
+    assert_eq!(first.cli(&["exists", "renamed:nodes"]), "1");
 }
 
 #[tokio::test]

@@ -6,8 +6,9 @@
 //! ```
 //! *Invariants*: what one node is told, it is told in the order in which it was said. A verb is on disk before anybody is
 //! answered that it is deferred.
-//! *Bounds*: [`MAX_WAITING`] verbs a node, [`MAX_BYTES`] in all, [`KEEP`] of age, [`MAX_NODES`] nodes. What does not fit
-//! is refused, and the caller told so.
+//! *Bounds*: [`MAX_WAITING`] verbs a node, [`MAX_BYTES`] for all nodes that are away and as much again for those that
+//! answer, [`KEEP`] of age, [`MAX_NODES`] nodes. What does not fit is refused, and the caller told so: what waits for
+//! nodes that are away takes no room from those that answer.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -29,11 +30,15 @@ use super::fanout::Verb;
 
 /// Verbs that wait for one node.
 pub(crate) const MAX_WAITING: usize = 4096;
-/// Bytes of all verbs that wait, each counted once.
+/// Bytes of all verbs that wait for nodes that are away, each counted once.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
+/// Bytes of all verbs that wait, those on their way to nodes that answer among them.
+const MAX_BYTES_IN_ALL: usize = 2 * MAX_BYTES;
 /// How long a verb waits, and a node that fell silent is remembered.
 pub(crate) const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// Why a verb is not for a node.
+const TOO_MUCH: &str = "too much waits for this node already: repeat it once the node is back";
 const NODES_FILE: &str = "nodes";
 const SUFFIX: &str = ".verb";
 
@@ -51,12 +56,16 @@ pub(super) struct Letter {
 struct Waiting {
     letter: Arc<Letter>,
     waiter: Option<oneshot::Sender<v1::NodeOutcome>>,
+    /// Whether the node was away since it was said.
+    behind: bool,
 }
 
 /// How far a letter is.
 #[derive(Debug, Default)]
 struct Progress {
     nodes_left: usize,
+    /// Those of them in whose queues it is behind.
+    behind: usize,
     on_disk: bool,
 }
 
@@ -65,8 +74,15 @@ struct State {
     next: u64,
     queues: BTreeMap<NodeId, VecDeque<Waiting>>,
     letters: BTreeMap<u64, Progress>,
+    /// Of all letters.
     bytes: usize,
+    /// Of those that are behind in some queue.
+    behind_bytes: usize,
     sending: BTreeSet<NodeId>,
+    /// Nodes that live, as heard last.
+    living: BTreeSet<NodeId>,
+    /// Nodes that something waits for and that could not be told when it was tried last.
+    failing: BTreeSet<NodeId>,
     /// Nodes ever heard of, with the time in milliseconds since 1970.
     known: BTreeMap<NodeId, u64>,
     dropped: u64,
@@ -105,7 +121,7 @@ impl Outbox {
         for (number, path) in files {
             state.next = state.next.max(number + 1);
             if !state.take_in(number, &path, now) {
-                tracing::warn!(path = %path.display(), "a verb that waited for other nodes is too old or damaged: dropped");
+                tracing::warn!(path = %path.display(), "dropped a verb for other nodes: too old, too much or damaged");
                 fs::remove_file(&path)?;
             }
         }
@@ -118,22 +134,30 @@ impl Outbox {
         let mut state = self.state.lock();
         let letter = Arc::new(Letter { number: state.next, verb, at_ms: unix_ms(), bytes });
         state.next += 1;
-        let (mut answers, mut refused) = (Vec::new(), Vec::new());
-        let fits = state.bytes + bytes <= MAX_BYTES;
+        let (mut answers, mut refused, mut progress) = (Vec::new(), Vec::new(), Progress::default());
+        let fits = state.bytes + bytes <= MAX_BYTES_IN_ALL;
+        let fits_behind = fits && state.behind_bytes + bytes <= MAX_BYTES;
         let nodes: Vec<NodeId> = state.known.keys().filter(|id| *id != own).cloned().collect();
         for id in nodes {
+            let behind = state.is_away(&id);
             let queue = state.queues.entry(id.clone()).or_default();
-            if !fits || queue.len() >= MAX_WAITING {
+            let has_room = if behind { fits_behind } else { fits };
+            if !has_room || queue.len() >= MAX_WAITING {
                 refused.push(id);
                 continue;
             }
             let (sender, receiver) = oneshot::channel();
-            queue.push_back(Waiting { letter: Arc::clone(&letter), waiter: Some(sender) });
+            queue.push_back(Waiting { letter: Arc::clone(&letter), waiter: Some(sender), behind });
             answers.push((id, receiver));
+            progress.nodes_left += 1;
+            progress.behind += usize::from(behind);
         }
-        if !answers.is_empty() {
+        if progress.nodes_left > 0 {
             state.bytes += bytes;
-            state.letters.insert(letter.number, Progress { nodes_left: answers.len(), on_disk: false });
+            if progress.behind > 0 {
+                state.behind_bytes += bytes;
+            }
+            state.letters.insert(letter.number, progress);
         }
         state.dropped += refused.len() as u64;
         Queued { letter, answers, refused }
@@ -181,21 +205,30 @@ impl Outbox {
     pub(super) fn told(&self, id: &NodeId, outcome: v1::NodeOutcome) {
         let mut state = self.state.lock();
         let Some(waiting) = state.queues.get_mut(id).and_then(VecDeque::pop_front) else { return };
+        state.failing.remove(id);
         if let Some(waiter) = waiting.waiter {
             // Whoever asked may have stopped waiting.
             drop(waiter.send(outcome));
         }
-        if state.one_less(&waiting.letter) {
+        if state.one_less(&waiting.letter, waiting.behind) {
             remove(&self.path(waiting.letter.number));
         }
     }
 
-    /// A node could not be told: whoever waits for its answer need not wait on.
+    /// A node could not be told: it is away until it is, and whoever waits for its answer need not wait on.
     pub(super) fn failed(&self, id: &NodeId) {
         let mut state = self.state.lock();
         state.sending.remove(id);
+        for number in state.fall_behind(id) {
+            remove(&self.path(number));
+        }
+        let mut waits = false;
         for waiting in state.queues.get_mut(id).into_iter().flatten() {
             waiting.waiter = None;
+            waits = true;
+        }
+        if waits {
+            state.failing.insert(id.clone());
         }
     }
 
@@ -204,9 +237,10 @@ impl Outbox {
         let now = unix_ms();
         let mut state = self.state.lock();
         let before: Vec<NodeId> = state.known.keys().cloned().collect();
-        state.known.extend(living.map(|id| (id, now)));
+        let mut files = state.hear(living.collect(), now);
         state.forget_silent(now);
-        for number in state.drop_old(now) {
+        files.extend(state.drop_old(now));
+        for number in files {
             remove(&self.path(number));
         }
         if state.known.keys().ne(before.iter()) {
@@ -236,10 +270,68 @@ impl Outbox {
 }
 
 impl State {
+    /// Whether what is said to a node now waits until it is back.
+    fn is_away(&self, id: &NodeId) -> bool {
+        !self.living.contains(id) || self.failing.contains(id)
+    }
+
+    /// Takes note of the nodes that live. Returns files to delete.
+    fn hear(&mut self, living: BTreeSet<NodeId>, now_ms: u64) -> Vec<u64> {
+        self.known.extend(living.iter().map(|id| (id.clone(), now_ms)));
+        let gone: Vec<NodeId> = self.living.difference(&living).cloned().collect();
+        self.living = living;
+        gone.iter().flat_map(|id| self.fall_behind(id)).collect()
+    }
+
+    /// A node is away: what is on its way to it is behind from now on, or refused where there is no room. Returns files
+    /// to delete.
+    fn fall_behind(&mut self, id: &NodeId) -> Vec<u64> {
+        let (mut kept, mut files) = (VecDeque::new(), Vec::new());
+        let queue = self.queues.remove(id).unwrap_or_default();
+        for mut waiting in queue {
+            // What is being said is not taken from the sender.
+            let is_said = kept.is_empty() && self.sending.contains(id);
+            if waiting.behind || self.put_behind(&waiting.letter, is_said) {
+                waiting.behind = true;
+                kept.push_back(waiting);
+                continue;
+            }
+            if let Some(waiter) = waiting.waiter {
+                // Whoever asked may have stopped waiting.
+                drop(waiter.send(refused(id)));
+            }
+            self.dropped += 1;
+            if self.one_less(&waiting.letter, false) {
+                files.push(waiting.letter.number);
+            }
+        }
+        self.queues.insert(id.clone(), kept);
+        files
+    }
+
+    /// Counts a letter as behind in one queue more, if there is room or it must be.
+    fn put_behind(&mut self, letter: &Letter, must: bool) -> bool {
+        let Some(progress) = self.letters.get_mut(&letter.number) else { return false };
+        if progress.behind == 0 {
+            if !must && self.behind_bytes + letter.bytes > MAX_BYTES {
+                return false;
+            }
+            self.behind_bytes += letter.bytes;
+        }
+        progress.behind += 1;
+        true
+    }
+
     /// One node less to tell. Returns whether there is a file to delete.
-    fn one_less(&mut self, letter: &Letter) -> bool {
+    fn one_less(&mut self, letter: &Letter, behind: bool) -> bool {
         let Some(progress) = self.letters.get_mut(&letter.number) else { return false };
         progress.nodes_left -= 1;
+        if behind {
+            progress.behind -= 1;
+            if progress.behind == 0 {
+                self.behind_bytes -= letter.bytes;
+            }
+        }
         if progress.nodes_left > 0 {
             return false;
         }
@@ -257,12 +349,18 @@ impl State {
             return false;
         }
         let bytes = v1::PassedOn { verb: Some(verb.clone()), ..Default::default() }.encoded_len();
+        if self.behind_bytes + bytes > MAX_BYTES {
+            self.dropped += nodes.len() as u64;
+            return false;
+        }
         let letter = Arc::new(Letter { number, verb, at_ms: message.at_ms, bytes });
         self.bytes += bytes;
-        self.letters.insert(number, Progress { nodes_left: nodes.len(), on_disk: true });
+        self.behind_bytes += bytes;
+        self.letters.insert(number, Progress { nodes_left: nodes.len(), behind: nodes.len(), on_disk: true });
         for id in nodes {
             self.known.entry(id.clone()).or_insert(now_ms);
-            self.queues.entry(id).or_default().push_back(Waiting { letter: Arc::clone(&letter), waiter: None });
+            let waiting = Waiting { letter: Arc::clone(&letter), waiter: None, behind: true };
+            self.queues.entry(id).or_default().push_back(waiting);
         }
         true
     }
@@ -284,13 +382,19 @@ impl State {
             let forgotten = !self.known.contains_key(id);
             let old = |w: &Waiting| forgotten || now_ms.saturating_sub(w.letter.at_ms) > as_ms(KEEP);
             while !sending && queue.front().is_some_and(old) {
-                dropped.extend(queue.pop_front().map(|w| w.letter));
+                dropped.extend(queue.pop_front().map(|w| (w.letter, w.behind)));
             }
         }
         self.queues.retain(|_, queue| !queue.is_empty());
+        self.failing.retain(|id| self.queues.contains_key(id));
         self.dropped += dropped.len() as u64;
-        dropped.iter().filter(|letter| self.one_less(letter)).map(|letter| letter.number).collect()
+        dropped.iter().filter(|(l, behind)| self.one_less(l, *behind)).map(|(l, _)| l.number).collect()
     }
+}
+
+fn refused(id: &NodeId) -> v1::NodeOutcome {
+    let outcome = v1::Outcome::Rejected.into();
+    v1::NodeOutcome { node_id: id.to_string(), outcome, reason: TOO_MUCH.to_owned(), ..Default::default() }
 }
 
 fn numbered(path: &Path) -> Option<(u64, PathBuf)> {

@@ -8,6 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Cluster;
 use super::beat::judge;
+use crate::directory::DirectoryError;
 use crate::node::Node;
 
 /// How long changes are gathered before they are told.
@@ -19,6 +20,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// Publishes until the node stops.
 pub(super) async fn run(node: Arc<Node>, cluster: Arc<Cluster>) {
+    let mut is_full = false;
     loop {
         tokio::select! {
             () = node.stopping.cancelled() => return,
@@ -31,8 +33,16 @@ pub(super) async fn run(node: Arc<Node>, cluster: Arc<Cluster>) {
                 Publish::Again => tokio::task::yield_now().await,
                 Publish::Flight(edition, batches) => {
                     let answers = cluster.directory.apply(cluster.id.number(), edition, &batches).await;
-                    if let Err(error) = &answers {
-                        cluster.note_directory(node.now(), Some(error.to_string()));
+                    match &answers {
+                        Ok(_) => is_full = false,
+                        // It answers, so that what it knows is still of use.
+                        Err(error @ DirectoryError::Full { .. }) => {
+                            if !is_full {
+                                tracing::warn!(%error, "what is new here is not published: give the directory more memory");
+                            }
+                            is_full = true;
+                        }
+                        Err(error) => cluster.note_directory(node.now(), Some(error.to_string())),
                     }
                     let verdict = node.with_core(|core, _| core.published(answers.as_deref().ok()));
                     judge(&cluster, verdict, "the directory's answer shows that it lost entries of this node");

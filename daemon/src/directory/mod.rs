@@ -40,6 +40,15 @@ pub enum DirectoryError {
         /// What it said, and what to do.
         reason: String,
     },
+    /// It answers, but has no room for more. Heartbeats, removals, and batches that remove or replace as much as they add
+    /// are taken all the same.
+    #[error("the directory at {place} is full: {reason}")]
+    Full {
+        /// Where it is.
+        place: String,
+        /// What it said.
+        reason: String,
+    },
 }
 
 /// A position of [`Directory::walk`]; opaque.
@@ -52,6 +61,9 @@ pub trait Directory: Debug + Send + Sync {
     async fn heartbeat(&self, record: &NodeRecord, ttl: Duration) -> Result<Vec<NodeRecord>, DirectoryError>;
 
     /// Carries out batches of one node, each atomically, and answers for each with the edition and digest that then count.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Full`] where a batch adds what there is no room for; the others may have taken effect.
     async fn apply(
         &self,
         node: NodeNumber,

@@ -10,6 +10,22 @@ fn node(name: &str) -> NodeId {
     NodeId::new(name).expect("a valid name")
 }
 
+/// More than an eighth of what may wait.
+fn large() -> Verb {
+    verb(&"p".repeat(MAX_BYTES / 8))
+}
+
+/// Tells a node all that waits for it; answers how much that was.
+fn tell(outbox: &Outbox, id: &NodeId) -> usize {
+    assert!(outbox.begin(id));
+    let mut told = 0;
+    while outbox.next(id).is_some() {
+        outbox.told(id, v1::NodeOutcome::default());
+        told += 1;
+    }
+    told
+}
+
 fn program(letter: &Letter) -> &str {
     let Verb::Signal(signal) = &letter.verb else { panic!("only signals are said here") };
     &signal.program_id
@@ -88,4 +104,69 @@ fn half_of_what_may_wait_is_a_crowd() {
     assert!(outbox.begin(&away) && outbox.next(&away).is_some());
     outbox.told(&away, v1::NodeOutcome::default());
     assert!(!outbox.is_crowded());
+}
+
+#[test]
+fn what_waits_for_one_that_is_away_keeps_no_verb_from_one_that_answers() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (own, away, here) = (node("own"), node("away"), node("here"));
+    let outbox = Outbox::open(dir.path()).expect("opens");
+    outbox.tend([away.clone(), here.clone()].into_iter());
+    outbox.tend(std::iter::once(here.clone()));
+    for _ in 0..7 {
+        let queued = outbox.queue(&own, large());
+        assert!(queued.refused.is_empty());
+        assert_eq!(tell(&outbox, &here), 1);
+        outbox.keep(&queued.letter, std::slice::from_ref(&away)).expect("is written");
+    }
+    let refused_for_one = |outbox: &Outbox| {
+        let queued = outbox.queue(&own, large());
+        assert_eq!(queued.refused, std::slice::from_ref(&away));
+        assert_eq!(queued.answers.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&here]);
+    };
+    for _ in 0..4 {
+        refused_for_one(&outbox);
+    }
+    assert_eq!((outbox.size().0, outbox.size().2), (7 + 4, 4));
+    assert!(outbox.queue(&own, verb("small")).refused.is_empty(), "what fits still waits");
+    assert_eq!(tell(&outbox, &here), 5);
+    drop(outbox);
+
+    let outbox = Outbox::open(dir.path()).expect("opens");
+    outbox.tend(std::iter::once(here.clone()));
+    refused_for_one(&outbox);
+    outbox.tend([away.clone(), here.clone()].into_iter());
+    assert!(outbox.queue(&own, large()).refused.is_empty(), "it is back");
+    assert_eq!((tell(&outbox, &away), tell(&outbox, &here)), (8, 2));
+    assert_eq!(outbox.size(), (0, 0, 1));
+}
+
+#[test]
+fn one_that_answers_no_longer_keeps_what_there_is_room_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (own, falters, here) = (node("own"), node("falters"), node("here"));
+    let outbox = Outbox::open(dir.path()).expect("opens");
+    outbox.tend([falters.clone(), here.clone()].into_iter());
+    let mut answers = Vec::new();
+    for _ in 0..15 {
+        let queued = outbox.queue(&own, large());
+        assert!(queued.refused.is_empty());
+        answers.extend(queued.answers.into_iter().filter(|(id, _)| *id == falters));
+    }
+    assert_eq!(outbox.queue(&own, large()).refused.len(), 2, "all that waits is bounded, whoever it waits for");
+    assert!(outbox.begin(&falters) && outbox.next(&falters).is_some());
+    outbox.failed(&falters);
+    let rejected = |(_, mut answer): (NodeId, oneshot::Receiver<v1::NodeOutcome>)| {
+        answer.try_recv().is_ok_and(|outcome| outcome.outcome() == v1::Outcome::Rejected)
+    };
+    assert_eq!(answers.into_iter().map(rejected).filter(|rejected| *rejected).count(), 8);
+    assert_eq!(outbox.size().2, 2 + 8);
+    assert_eq!(tell(&outbox, &here), 15);
+    assert!(outbox.size().1 <= MAX_BYTES);
+    assert_eq!(outbox.queue(&own, large()).refused, std::slice::from_ref(&falters));
+    assert_eq!((tell(&outbox, &here), tell(&outbox, &falters)), (1, 7));
+    assert!(outbox.queue(&own, large()).refused.is_empty(), "it answers again");
+    outbox.tend(std::iter::empty());
+    assert_eq!((tell(&outbox, &here), tell(&outbox, &falters)), (1, 1), "who is gone keeps what there is room for");
+    assert_eq!((outbox.size().0, outbox.size().1), (0, 0));
 }

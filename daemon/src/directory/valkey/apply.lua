@@ -5,8 +5,12 @@
 --
 -- Editions and sequences do not fit a double, and comparing strings follows the server's locale: halves are compared.
 -- The zeros make a digest too long for the packed form that servers give small hashes, in which a look-up is a scan.
--- All that can fail is done before the first write, and that is the one write that may be refused for want of memory.
+-- All that can fail is done before the first write, and that is the one write that may be refused for want of memory: a
+-- script that has written may go on. HDEL is never refused, and so comes first where the bucket does not grow: a server
+-- that is full takes what only removes or replaces entries.
 local RECORD, DIGEST, MODULUS = 17, 72, 2 ^ 48
+-- What a key takes beside its records, at least as much as it does: a few records are no room for another key.
+local FIELD = 90
 local ZEROS = string.rep('\0', DIGEST - 32)
 
 local function above(a, b)
@@ -28,6 +32,10 @@ local function weight(key, tiers)
   return struct.unpack('<I5', key, 2) * (tiers + 1)
 end
 
+local function size(records)
+  return #records > 0 and FIELD + #records or 0
+end
+
 local bucket, node, edition, sequence, changes = KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local held = redis.call('HGET', bucket, node)
 if held and #held ~= DIGEST then
@@ -38,11 +46,14 @@ if not held or above(edition, string.sub(held, 1, 8)) then
   held = edition .. string.rep('\0', DIGEST - 8)
 end
 if string.sub(held, 1, 8) ~= edition or not above(sequence, string.sub(held, 9, 16)) then
-  if held ~= known then redis.call('HSET', bucket, node, held) end
+  if held ~= known then
+    redis.call('HDEL', bucket, node)
+    redis.call('HSET', bucket, node, held)
+  end
   return held
 end
 
-local keys, values = {}, {}
+local keys, values, growth = {}, {}, 0
 for at = 1, #changes, RECORD do
   local key = string.sub(changes, at, at + 15)
   if not values[key] then
@@ -57,6 +68,7 @@ if #keys > 0 then
     if #values[key] % RECORD ~= 0 then
       return redis.error_reply('KVTIERDATA an entry of ' .. #values[key] .. ' bytes')
     end
+    growth = growth - size(values[key])
   end
 end
 
@@ -83,6 +95,7 @@ end
 held = edition .. sequence .. struct.pack('>I8I8', count, sum) .. ZEROS
 local set, gone = { node, held }, {}
 for _, key in ipairs(keys) do
+  growth = growth + size(values[key])
   if values[key] == '' then
     gone[#gone + 1] = key
   else
@@ -90,6 +103,12 @@ for _, key in ipairs(keys) do
     set[#set + 1] = values[key]
   end
 end
-redis.call('HSET', bucket, unpack(set))
-if #gone > 0 then redis.call('HDEL', bucket, unpack(gone)) end
+if growth > 0 then
+  redis.call('HSET', bucket, unpack(set))
+  if #gone > 0 then redis.call('HDEL', bucket, unpack(gone)) end
+else
+  if #gone == 0 then gone[1] = node end
+  redis.call('HDEL', bucket, unpack(gone))
+  redis.call('HSET', bucket, unpack(set))
+end
 return held

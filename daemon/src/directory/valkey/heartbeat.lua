@@ -9,6 +9,8 @@ if found ~= format and (found or redis.call('EXISTS', nodes) == 1) then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- A server that is full takes it all the same: HDEL is never refused, nor what follows it in a script (see apply.lua).
+redis.call('HDEL', nodes, id)
 redis.call('HSET', nodes, '', format, id, struct.pack('>I8', now + ttl) .. record)
 
 local all, live, dead = redis.call('HGETALL', nodes), {}, {}

@@ -3,8 +3,8 @@
 //! How the data lies there is drawn in `format`; what must not be torn is done by scripts in the server.
 //!
 //! *Bounds*: a call ends within the configured timeout, whatever the servers do; while a server is away, calls fail at
-//! once between two attempts to connect. *Trust*: what a server answers is checked; what is no data of ours is refused
-//! or passed over with a warning.
+//! once between two attempts to connect; one that is full takes what makes it no fuller. *Trust*: what a server answers is
+//! checked; what is no data of ours is refused or passed over with a warning.
 
 mod format;
 mod place;

@@ -4,7 +4,8 @@
 -- Answers  how many went
 --
 -- What still counts is taken out of its node's digest, so that a node given up too early finds out what it lost. A digest
--- that falls to nothing goes too: names that never come back leave nothing behind.
+-- that falls to nothing goes too: names that never come back leave nothing behind. HDEL comes first, for servers that are
+-- full (see apply.lua).
 local RECORD, ENTRY, DIGEST, MODULUS = 17, 33, 72, 2 ^ 48
 
 local bucket, entries = KEYS[1], ARGV[1]
@@ -47,6 +48,7 @@ for node, held in pairs(digests) do
     set[#set + 1] = held
   end
 end
-if #set > 0 then redis.call('HSET', bucket, unpack(set)) end
+if #gone == 0 then gone[1] = set[1] end
 if #gone > 0 then redis.call('HDEL', bucket, unpack(gone)) end
+if #set > 0 then redis.call('HSET', bucket, unpack(set)) end
 return reaped

@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::place::{Address, MAX_SERVERS, Place};
 use super::scripts::Scripts;
-use super::server::{Login, Server};
+use super::server::{Login, Server, says};
 use super::slots::{self, SLOTS};
 use crate::directory::DirectoryError;
 
@@ -139,7 +139,8 @@ impl Router {
     }
 
     fn server(&self, address: &Address) -> Arc<Server> {
-        let make = || Arc::new(Server::new(address.clone(), self.login.clone(), Arc::clone(&self.scripts)));
+        let alone = !self.place.cluster;
+        let make = || Arc::new(Server::new(address.clone(), self.login.clone(), Arc::clone(&self.scripts), alone));
         let mut known = self.known.lock();
         if let Some(server) = known.servers.get(address) {
             return Arc::clone(server);
@@ -232,6 +233,7 @@ impl Router {
             "KVTIERFORMAT" => Verdict::Never(
                 server.refused(format!("data of another version lies under our prefix ({details}): change it")),
             ),
+            _ if says(error, "OOM") => Verdict::Never(server.full(error.to_string())),
             _ => Verdict::Never(server.refused(error.to_string())),
         }
     }

@@ -1,5 +1,8 @@
 //! One server's connection: made when it is needed, dropped when it fails, not tried again before a pause.
 //!
+//! A server that is alone and says that it is a replica fails like one that says nothing: the name it was found by may
+//! lead to another by now, and the next attempt resolves it again.
+//!
 //! *Bounds*: one connection and one attempt at a time; during the pause after a failure every call fails at once, so
 //! that calls never pile up before a server that is away.
 
@@ -9,7 +12,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError, ServerError, Value,
+};
 use tokio::time::{Instant, timeout_at};
 
 use super::place::Address;
@@ -40,6 +45,8 @@ pub(super) struct Server {
     pub(super) address: Address,
     login: Login,
     scripts: Arc<Scripts>,
+    /// Whether it is none of a cluster, whose map says who is a master.
+    alone: bool,
     state: Mutex<State>,
     /// Held by whoever connects.
     connecting: tokio::sync::Mutex<()>,
@@ -56,8 +63,8 @@ struct State {
 }
 
 impl Server {
-    pub(super) fn new(address: Address, login: Login, scripts: Arc<Scripts>) -> Self {
-        Self { address, login, scripts, state: Mutex::default(), connecting: tokio::sync::Mutex::default() }
+    pub(super) fn new(address: Address, login: Login, scripts: Arc<Scripts>, alone: bool) -> Self {
+        Self { address, login, scripts, alone, state: Mutex::default(), connecting: tokio::sync::Mutex::default() }
     }
 
     /// Sends commands and returns their answers, errors of single commands among them.
@@ -65,13 +72,27 @@ impl Server {
         let (number, mut connection) = self.connection(deadline).await?;
         let count = commands.len();
         let reason = match timeout_at(deadline, connection.send_packed_commands(commands, 0, count)).await {
-            Ok(Ok(values)) if values.len() == count => return Ok(values),
+            Ok(Ok(values)) if values.len() == count => match self.no_longer_master(&values) {
+                None => return Ok(values),
+                Some(reason) => reason,
+            },
             Ok(Ok(values)) => format!("{} answers to {count} commands", values.len()),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer in time".to_owned(),
         };
         self.failed(number, &reason);
         Err(self.away(reason))
+    }
+
+    /// What a server that is alone says where it became a replica.
+    fn no_longer_master(&self, values: &[Value]) -> Option<String> {
+        let said = |value: &Value| match value {
+            Value::ServerError(error) if says(error, "READONLY") || says(error, "MASTERDOWN") => {
+                Some(format!("it is a replica ({error})"))
+            }
+            _ => None,
+        };
+        if self.alone { values.iter().find_map(said) } else { None }
     }
 
     /// Forgets the connection, so that the next one loads the scripts again.
@@ -85,6 +106,10 @@ impl Server {
 
     pub(super) fn refused(&self, reason: impl Into<String>) -> DirectoryError {
         DirectoryError::Refused { place: self.address.to_string(), reason: reason.into() }
+    }
+
+    pub(super) fn full(&self, reason: impl Into<String>) -> DirectoryError {
+        DirectoryError::Full { place: self.address.to_string(), reason: reason.into() }
     }
 
     async fn connection(&self, deadline: Instant) -> Result<(u64, MultiplexedConnection), DirectoryError> {
@@ -168,8 +193,45 @@ impl State {
     }
 }
 
+/// Whether an error has this code, or tells of one that has: servers before version 7 put what a script met into the
+/// text of a general error.
+pub(super) fn says(error: &ServerError, code: &str) -> bool {
+    let tells = |details: &str| details.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == code);
+    error.code() == code || (error.code() == "ERR" && error.details().is_some_and(tells))
+}
+
 /// Whether the server answered, and will have nothing to do with us.
 fn denied(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::AuthenticationFailed
         || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::{ServerError, Value, parse_redis_value};
+
+    use super::says;
+
+    fn error(line: &str) -> ServerError {
+        match parse_redis_value(format!("-{line}\r\n").as_bytes()) {
+            Ok(Value::ServerError(error)) => error,
+            other => panic!("no error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_script_met_is_read_from_errors_of_old_and_new_servers() {
+        let of_old = |said: &str| error(&format!("ERR Error running script (call to f_0a): @user_script:5: -{said}"));
+        for (code, said) in [
+            ("OOM", "OOM command not allowed when used memory > 'maxmemory'."),
+            ("READONLY", "READONLY You can't write against a read only replica."),
+            ("MASTERDOWN", "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
+        ] {
+            assert!(says(&error(said), code), "{said}");
+            assert!(says(&error(&format!("{said} script: 0a, on @user_script:5.")), code), "{said}");
+            assert!(says(&of_old(said), code), "{said}");
+            assert!(!says(&error(&format!("OTHER {said}")), code), "{said}");
+        }
+        assert!(!says(&error("ERR wrong number of arguments"), "OOM"));
+    }
 }
