@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use kvtier_memory::{AlignedBuf, IoBuf};
+use kvtier_storage::journal::Journal;
 use kvtier_storage::{BlockStore, DiskConfig, DiskStore};
+use kvtier_types::RecordMeta;
 
 use crate::Setting;
 use crate::daemon::Daemon;
@@ -61,6 +63,9 @@ fn restarts(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
 /// Fills a disk tier with records of the same bytes and different keys.
 fn make_store(dir: &Path, records: u64, capacity: u64) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir)?;
+    // Records older than the journal would be dropped: their evictions may have been in the one that is missing.
+    let (journal, state) = Journal::open(&dir.with_file_name("journal"))?;
+    drop(journal);
     let (store, _) = DiskStore::open(&DiskConfig::new(dir.to_owned(), capacity))?;
     let store = Arc::new(store);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -73,7 +78,11 @@ fn make_store(dir: &Path, records: u64, capacity: u64) -> anyhow::Result<()> {
     let mut next = 0;
     while next < records {
         let batch = buffers.drain(..).zip(next..records);
-        let batch: Vec<_> = batch.map(|(buffer, n)| (meta(n, RECORD_BYTES, buffer.checksum()), buffer)).collect();
+        let since_journal = |buffer: &IoBuf, n| {
+            let meta = meta(n, RECORD_BYTES, buffer.checksum());
+            RecordMeta { sequence: meta.sequence + state.wiped_up_to, ..meta }
+        };
+        let batch: Vec<_> = batch.map(|(buffer, n)| (since_journal(&buffer, n), buffer)).collect();
         next += batch.len() as u64;
         buffers = runtime.block_on(write_all(&store, batch, DEPTH))?.1;
     }

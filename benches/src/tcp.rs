@@ -3,9 +3,10 @@
 //! The transport shortens send buffers of streams within a host. Plain sockets have what the kernel gives them; beside that
 //! they are shown with buffers as short.
 //!
-//! Ours has two speeds on two cores, some 6 and 4 GB/s, and stays at one for seconds. A profile of the slow one shows the
-//! sender's copy into the kernel taking twice as long: perhaps because a stream's sender and receiver are on different cores
-//! then, and the kernel's pages between them change caches.
+//! On two cores both have two speeds and stay at one for seconds: in the slow one a stream's sender and receiver are on
+//! different cores, so that the kernel's pages between them change caches, and the sender's copy into the kernel takes twice
+//! as long. The last baseline shows it: plain sockets with short buffers, the senders held on one core, the receivers on
+//! another. Over a network nothing goes from one core to another in that way.
 //!
 //! A thread for each end of each plain connection; the transport on a runtime's workers, as in a daemon, with a window of
 //! reads under way and every checksum compared.
@@ -21,6 +22,7 @@ use futures::stream::FuturesUnordered;
 use kvtier_memory::{FramePin, IoBuf};
 use kvtier_transport::tcp::{HOST_BUFFER_BYTES, TcpConfig, TcpTransport};
 use kvtier_transport::{Exposure, Link, ReadTerms, Transport};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio_util::sync::CancellationToken;
 
 use crate::Setting;
@@ -41,9 +43,11 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     for (name, block) in [("tcp read of 2 MiB blocks", 2 << 20), ("tcp read of 64 KiB blocks", 64 << 10)] {
         let ours = Arc::new(runtime.block_on(Ours::start(block, memory))?);
         let mut plain = Plain { from: vec![1; memory], into: vec![2; memory] };
-        for (baseline, send_buffer, floor) in
-            [("plain sockets", None, FLOOR), ("with short buffers", Some(HOST_BUFFER_BYTES), Floor::None)]
-        {
+        for (baseline, sockets, floor) in [
+            ("plain sockets", Sockets { send_buffer: None, apart: false }, FLOOR),
+            ("with short buffers", Sockets { send_buffer: Some(HOST_BUFFER_BYTES), apart: false }, Floor::None),
+            ("on two cores", Sockets { send_buffer: Some(HOST_BUFFER_BYTES), apart: true }, Floor::None),
+        ] {
             let mut taken = Vec::new();
             // The first round maps and connects, and is not counted.
             for number in 0..=rounds {
@@ -52,7 +56,7 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
                     runtime.block_on(runtime.spawn(async move { ours.read(bytes).await }))??;
                     Ok(begin.elapsed().as_secs_f64())
                 };
-                let round = round(number, read, || plain.send(block, bytes, send_buffer))?;
+                let round = round(number, read, || plain.send(block, bytes, sockets))?;
                 if number > 0 {
                     taken.push(round);
                 }
@@ -63,6 +67,26 @@ pub(crate) fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// How plain sockets are set.
+#[derive(Debug, Clone, Copy)]
+struct Sockets {
+    send_buffer: Option<usize>,
+    /// Whether all senders are held on one core and all receivers on another.
+    apart: bool,
+}
+
+impl Sockets {
+    /// Holds this thread on a core, if the ends are to be apart.
+    fn hold(self, core: usize) -> std::io::Result<()> {
+        if !self.apart {
+            return Ok(());
+        }
+        let mut cores = CpuSet::new();
+        cores.set(core);
+        Ok(sched_setaffinity(None, &cores)?)
+    }
+}
+
 /// Plain sockets, a thread for each end of each.
 struct Plain {
     from: Vec<u8>,
@@ -71,13 +95,13 @@ struct Plain {
 
 impl Plain {
     /// Seconds of sending so many bytes over connections that are there.
-    fn send(&mut self, block: usize, bytes: usize, send_buffer: Option<usize>) -> anyhow::Result<f64> {
+    fn send(&mut self, block: usize, bytes: usize, set: Sockets) -> anyhow::Result<f64> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let connect = |_| -> std::io::Result<_> {
             let socket = TcpStream::connect(address)?;
             socket.set_nodelay(true)?;
-            if let Some(bytes) = send_buffer {
+            if let Some(bytes) = set.send_buffer {
                 rustix::net::sockopt::set_socket_send_buffer_size(&socket, bytes)?;
             }
             Ok((socket, listener.accept()?.0))
@@ -90,9 +114,11 @@ impl Plain {
             let mut running = Vec::new();
             for ((mut socket, mut peer), (from, into)) in sockets.into_iter().zip(ends) {
                 running.push(scope.spawn(move || {
+                    set.hold(0)?;
                     from.chunks(block).cycle().take(count).try_for_each(|block| socket.write_all(block))
                 }));
                 running.push(scope.spawn(move || {
+                    set.hold(1)?;
                     (0..count).map(|n| n * block % part).try_for_each(|at| peer.read_exact(&mut into[at..at + block]))
                 }));
             }

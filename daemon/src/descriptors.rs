@@ -16,6 +16,8 @@ use crate::node::Node;
 const MAX_CONNECTIONS: usize = 256;
 /// Silence after which a connection is closed; clients open another when they need one.
 const IDLE: Duration = Duration::from_secs(300);
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest an answer may take to leave.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -27,7 +29,15 @@ pub fn serve(node: Arc<Node>, listener: UnixListener) {
         if node.stopping.is_cancelled() {
             return;
         }
-        let Ok(stream) = stream else { continue };
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "descriptor socket: cannot accept a connection");
+                // Usually open files ran out, which takes a while to pass.
+                std::thread::sleep(ACCEPT_PAUSE);
+                continue;
+            }
+        };
         if open.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
             open.fetch_sub(1, Ordering::AcqRel);
             tracing::warn!("descriptor socket: more than {MAX_CONNECTIONS} connections; one was refused");

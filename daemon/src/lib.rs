@@ -23,6 +23,7 @@ mod marks;
 pub mod metrics;
 pub mod mover;
 pub mod node;
+pub mod open_files;
 mod operations;
 mod pool;
 mod programs;

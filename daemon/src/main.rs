@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Parser;
 use kvtierd::config::Config;
 use kvtierd::config::tenants::salt_digest_text;
-use kvtierd::{recovery, rules, serve};
+use kvtierd::{open_files, recovery, rules, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -57,6 +57,7 @@ fn main() -> ExitCode {
     } else {
         log.init()
     }
+    open_files::raise(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("kvtierd").build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let ended = runtime.block_on(serve_until_signal(config));

@@ -373,6 +373,14 @@ fn stores(page: &mut Page, node: &Node) {
     page.family("kvtier_store_used_bytes", "gauge", "Bytes in use, dead ones included.", column(|u| u.used_bytes));
     page.family("kvtier_store_live_bytes", "gauge", "Bytes of living records.", column(|u| u.live_bytes));
     page.family("kvtier_store_pending_writes", "gauge", "Writes under way.", column(|u| u.pending_writes));
+    let disk = node.stores.disk.as_deref().is_some_and(|disk| disk.health().is_ok());
+    let tiers = [
+        ("disk", node.config.disk.enabled, disk),
+        ("object", node.config.object.enabled, node.stores.object.is_some()),
+    ];
+    let open =
+        tiers.into_iter().filter(|(_, configured, _)| *configured).map(|(tier, _, open)| ("tier", tier, open.into()));
+    page.family("kvtier_store_open", "gauge", "1 for each configured store that is open and takes writes.", open);
 }
 
 fn cluster(page: &mut Page, node: &Node) {

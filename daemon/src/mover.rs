@@ -17,7 +17,9 @@ use crate::node::Node;
 use crate::pool::frame_id;
 use crate::reclaim;
 
-/// Longest a movement may take; the stores' own deadlines are shorter.
+/// Longest a movement may take: then it has failed, and others have their turn. Some may take longer than that if let: a
+/// disk that stalls has no deadline, and an object store that barely answers keeps a write for up to three minutes, until
+/// there is room, and those before it and its own pack are uploaded. What they store after it was given up is forgotten.
 const MOVE_DEADLINE: Duration = Duration::from_secs(60);
 /// Times room is made for one record before it is given up.
 const ROOM_ATTEMPTS: usize = 3;
@@ -92,14 +94,12 @@ async fn offload(node: Arc<Node>, to: Tier, meta: RecordMeta, frame: FrameRef) -
     let Some(store) = node.stores.get(to) else { return MoveEnd::Failed };
     let Some(pin) = node.arena.pin(frame_id(frame, meta.bytes)) else { return MoveEnd::Failed };
     let mut payload = IoBuf::Frame(pin);
+    reclaim::look_ahead(&node, to).await;
     for _ in 0..ROOM_ATTEMPTS {
         let written = store.write(meta.clone(), payload).await;
         payload = written.payload;
         match written.result {
-            Ok(at) => {
-                reclaim::look_ahead(&node, to);
-                return MoveEnd::Done(Some(at));
-            }
+            Ok(at) => return MoveEnd::Done(Some(at)),
             Err(StorageError::Full) => reclaim::make_room(&node, to).await,
             Err(error @ StorageError::Poisoned { .. }) => {
                 // What it holds is still read; what is new goes to the next tier.

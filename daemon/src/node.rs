@@ -1,5 +1,7 @@
 //! One node's state and the only way to its core.
 
+mod doors;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -7,14 +9,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant as StdInstant};
 
 use kvtier_memory::Arena;
-use kvtier_policy::{Action, AttachmentId, Core};
+use kvtier_policy::{Action, Core};
 use kvtier_storage::BlockStore;
 use kvtier_storage::disk::DiskStore;
 use kvtier_storage::journal::Journal;
 use kvtier_storage::object::ObjectStoreTier;
-use kvtier_types::{FieldHasher, Instant, Layout, Location, TenantId, Tier};
+use kvtier_types::{Instant, Layout, Location, Tier};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,12 +30,9 @@ use crate::operations::Operations;
 use crate::rules::RulesFile;
 use crate::services::Placements;
 use crate::turns::Returns;
+use doors::Door;
+pub use doors::Token;
 
-/// Random name of an attachment on the wire.
-pub type Token = [u8; 16];
-
-/// Detach events queued for one attachment's stream.
-const DETACH_QUEUE: usize = 4;
 /// Layouts remembered to say which field differs.
 const MAX_KNOWN_LAYOUTS: usize = 64;
 /// Signals that are carried out at once: of those that come with requests, of those of calls, and of those of other nodes.
@@ -69,15 +68,6 @@ impl Stores {
             store.forget(at, bytes);
         }
     }
-}
-
-/// An attachment's wire side.
-#[derive(Debug)]
-struct Door {
-    id: AttachmentId,
-    /// The tenant of the user that attached it, if it has one.
-    tenant: Option<TenantId>,
-    detach: mpsc::Sender<String>,
 }
 
 /// Everything the services share.
@@ -358,73 +348,6 @@ impl Node {
         Duration::from_nanos(self.longest_hold_nanos.swap(0, Ordering::Relaxed))
     }
 
-    /// Opens a door for an attachment; the receiver gets the reason when it is shut.
-    pub fn open_door(
-        &self,
-        id: AttachmentId,
-        tenant: Option<TenantId>,
-    ) -> Result<(Token, mpsc::Receiver<String>), rustix::io::Errno> {
-        let mut token = Token::default();
-        let mut filled = 0;
-        while filled < token.len() {
-            filled += rustix::rand::getrandom(&mut token[filled..], rustix::rand::GetRandomFlags::empty())?;
-        }
-        let (detach, events) = mpsc::channel(DETACH_QUEUE);
-        self.doors.lock().insert(token, Door { id, tenant, detach });
-        Ok((token, events))
-    }
-
-    /// The attachment behind a token.
-    #[must_use]
-    pub fn attachment(&self, token: &[u8]) -> Option<AttachmentId> {
-        let token: Token = token.try_into().ok()?;
-        self.doors.lock().get(&token).map(|d| d.id)
-    }
-
-    /// Whose blocks a request with a cache salt reads and writes, made through the attachment behind a token. Unsalted
-    /// blocks are shared; a salt that the configuration lists is its tenant's; others belong to the tenant of the user that
-    /// attached, or else to whoever knows the salt, named by its digest.
-    #[must_use]
-    pub fn tenant_of_salt(&self, token: &[u8], salt: &str) -> TenantId {
-        if salt.is_empty() {
-            return TenantId::shared();
-        }
-        let attached = || {
-            let token: Token = token.try_into().ok()?;
-            self.doors.lock().get(&token).and_then(|door| door.tenant.clone())
-        };
-        self.tenancy.of_salt(salt).cloned().or_else(attached).unwrap_or_else(|| {
-            let digest = FieldHasher::new("kvtier cache salt v1").text(salt).finish();
-            let name = format!("salt-{}", hex::encode(&digest[..8]));
-            TenantId::new(&name).expect("hexadecimal digits make a valid id")
-        })
-    }
-
-    /// Shuts an attachment's door and lets it go.
-    pub fn shut_door(self: &Arc<Self>, token: &Token) {
-        let door = self.doors.lock().remove(token);
-        if let Some(door) = door {
-            self.with_core(|core, _| core.detach(door.id));
-        }
-    }
-
-    /// Tells attachments why they are let go; their streams end.
-    pub fn tell_detached(&self, ids: &[AttachmentId], reason: &str) {
-        let mut doors = self.doors.lock();
-        for door in doors.values().filter(|d| ids.contains(&d.id)) {
-            // A full queue already holds a reason.
-            drop(door.detach.try_send(reason.to_owned()));
-        }
-        doors.retain(|_, d| !ids.contains(&d.id));
-    }
-
-    /// Tells every attachment that the node stops.
-    pub fn tell_all(&self, reason: &str) {
-        for door in self.doors.lock().values() {
-            drop(door.detach.try_send(reason.to_owned()));
-        }
-    }
-
     /// Remembers a model's layout, and says how it differs from the one last seen.
     pub fn note_layout(&self, model: &str, layout: &Layout) -> Vec<String> {
         let mut known = self.layouts.lock();
@@ -433,6 +356,12 @@ impl Node {
             known.insert(model.to_owned(), layout.clone());
         }
         differences
+    }
+
+    /// Whether there is an object store that does not lie in this node's own data directory: one that outlives the node.
+    #[must_use]
+    pub fn has_outer_store(&self) -> bool {
+        self.config.object.url.is_some() && self.stores.get(Tier::Object).is_some()
     }
 
     /// Takes no more attachments or reservations from now on.

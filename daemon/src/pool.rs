@@ -40,8 +40,8 @@ impl FramePool for ArenaPool {
         slot_bytes(bytes)
     }
 
-    fn victim_extent(&self, bytes: u64) -> Option<u32> {
-        self.0.victim_extent(bytes).map(|(extent, _)| extent)
+    fn victim_extents(&self, bytes: u64, most: usize) -> Vec<u32> {
+        self.0.victim_extents(bytes, most)
     }
 
     fn capacity_bytes(&self) -> u64 {

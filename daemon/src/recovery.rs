@@ -1,28 +1,34 @@
 //! From what lies on disk to a core that serves it.
+//!
+//! *Bounds*: the core's lock is held for `RECORDS_AT_ONCE` records at a time once others may want it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod sieve;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use anyhow::Context;
 use kvtier_memory::{Arena, ArenaConfig};
 use kvtier_policy::Core;
-use kvtier_storage::StorageError;
 use kvtier_storage::disk::DiskStore;
 use kvtier_storage::journal::{Entry, Journal, batches};
 use kvtier_storage::object::ObjectStoreTier;
-use kvtier_types::{BlockKey, Instant, Location, RecordMeta, ShardKey, Tier};
+use kvtier_types::{Instant, Tier};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::device;
+use crate::journaling::append_or_warn;
 use crate::node::{Node, Parts, Stores};
 use crate::pool::{ArenaPool, slot_bytes};
 use crate::programs::Former;
 use crate::rules::RulesFile;
 use crate::{claims, marks};
+use sieve::{Sieve, in_order};
 
-/// Keys evicted by verb, with the last sequence each eviction covers.
-pub type Tombstones = BTreeMap<ShardKey, u64>;
+/// Records fed to the core in one call while others wait for it.
+const RECORDS_AT_ONCE: usize = 1_024;
 
 /// Opens everything and recovers the catalog.
 ///
@@ -39,9 +45,8 @@ pub(crate) async fn open_with(config: Config, opener: device::Opener) -> anyhow:
     let origin = std::time::Instant::now();
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot create data_dir {}", config.data_dir.display()))?;
-    let mut notes = Vec::new();
     let (journal, mut state) = Journal::open(&config.data_dir.join("journal")).context("cannot open the journal")?;
-    notes.extend(state.notes.iter().cloned());
+    let mut notes = std::mem::take(&mut state.notes);
     let incarnation = state.incarnation + 1;
     journal.append(&[Entry::Incarnation(incarnation)]).context("cannot write the journal")?;
 
@@ -56,6 +61,8 @@ pub(crate) async fn open_with(config: Config, opener: device::Opener) -> anyhow:
     let core = Core::new(config.core_config()?, Box::new(ArenaPool(arena.clone())), slot_bytes);
     let mut core = core.with_devices(devices.pools());
     let former = Former::of(&mut state, &mut core);
+    let mut sieve = Sieve::of(&mut state, former);
+    core.sequence_floor(state.last_sequence);
     // Before the tiers: what they bring in is kept from the start.
     let now = Instant::from_nanos(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
     let ended: Vec<Entry> = claims::recover(&mut core, now, state.claims).into_iter().map(Entry::ClaimEnded).collect();
@@ -64,27 +71,17 @@ pub(crate) async fn open_with(config: Config, opener: device::Opener) -> anyhow:
     }
     let (rules, in_force) = RulesFile::open(&config)?;
     core.set_rules(in_force);
-    let (marked, found) = marks::Marked::new(state.marks.keys().copied());
-    let marked_up_to = state.marks.values().map(|m| m.up_to_sequence).max().unwrap_or(0);
     marks::recover(&mut core, origin, state.marks);
-    core.sequence_floor(marked_up_to);
     let mut stores = Stores::default();
-    let mut sieve =
-        Sieve { tombstones: state.evicted, damaged: state.damaged, kept: Tombstones::new(), former, marked, found };
-    core.sequence_floor(sieve.tombstones.values().copied().max().unwrap_or(0));
-    open_disk(&config, &mut core, &mut stores, &mut sieve, &mut notes)?;
-    let object = open_object(&config, &mut stores).await?;
+    notes.extend(open_disk((&config, &journal), &mut core, &mut stores, &mut sieve)?);
+    let object = open_object((&config, &journal), &mut stores, &mut sieve).await?;
     if object.is_none() && config.object.enabled {
         core.without(Tier::Object);
     }
     if object.as_ref().is_none_or(|(_, found)| !found.complete) {
-        let last = !config.object.enabled && stores.disk.is_some();
         sieve.former.restore(&mut core, now);
-        if last {
-            sieve.former.compact(&journal);
-        }
     }
-    if !config.object.enabled {
+    if object.is_none() {
         sieve.compact(&journal, &stores).context("cannot compact the journal")?;
     }
     for note in &notes {
@@ -102,99 +99,64 @@ pub(crate) async fn open_with(config: Config, opener: device::Opener) -> anyhow:
     // What recovery decided to forget.
     node.with_core(|_, _| ());
     if let Some(object) = object {
-        recover_object(&node, object, sieve);
+        recover_object(&node, object, sieve).await;
     }
     Ok(node)
 }
 
+/// Opens the disk tier and feeds what it holds to the core. Answers with what is to be told.
 fn open_disk(
-    config: &Config,
+    (config, journal): (&Config, &Journal),
     core: &mut Core,
     stores: &mut Stores,
     sieve: &mut Sieve,
-    notes: &mut Vec<String>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<String>> {
     if !config.disk.enabled {
         stores.absent.insert(Tier::Disk, "disabled in the configuration".into());
-        return Ok(());
+        return Ok(Vec::new());
     }
-    match DiskStore::open(&config.disk_config()?) {
-        Ok((disk, recovered)) => {
-            tracing::info!(io = disk.describe(), records = recovered.records.len(), "disk tier open");
-            notes.extend(recovered.cut);
-            if sieve.damaged {
-                notes.push("the journal was damaged: stored blocks are dropped, evicted ones may be among them".into());
-            }
-            core.sequence_floor(recovered.next_sequence.saturating_sub(1));
-            stores.disk = Some(Arc::new(disk));
-            sieve.feed(core, stores, Tier::Disk, recovered.records);
-        }
+    let (disk, recovered) = match DiskStore::open(&config.disk_config()?) {
+        Ok(opened) => opened,
         Err(error) => {
             tracing::error!(%error, "no disk tier");
             core.without(Tier::Disk);
             stores.absent.insert(Tier::Disk, error.to_string());
+            return Ok(Vec::new());
         }
+    };
+    tracing::info!(io = disk.describe(), records = recovered.records.len(), "disk tier open");
+    let mut notes = recovered.cut;
+    sieve.uses(Tier::Disk, journal)?;
+    if let Some(wiped) = sieve.wipe_found(recovered.next_sequence) {
+        journal.append(&[wiped]).context("cannot write the journal")?;
     }
-    Ok(())
-}
-
-/// Keeps evicted records from coming back.
-#[derive(Debug)]
-struct Sieve {
-    tombstones: Tombstones,
-    /// The journal lost entries, so it cannot say what was evicted: better lose what is stored than bring it back.
-    damaged: bool,
-    /// Tombstones that still have a record to keep away.
-    kept: Tombstones,
-    /// Blocks that verbs had marked, and those of which a record was found.
-    marked: BTreeSet<BlockKey>,
-    found: marks::Marked,
-    /// Who held what, and what was abandoned.
-    former: Former,
-}
-
-impl Sieve {
-    /// Feeds one tier's recovered records to the core, but for those that were evicted.
-    fn feed(&mut self, core: &mut Core, stores: &Stores, tier: Tier, mut records: Vec<(RecordMeta, Location)>) {
-        // Parents before their children, and of one key the oldest first.
-        records.sort_by_key(|(meta, _)| (meta.depth_blocks, meta.sequence));
-        for (meta, at) in records {
-            let evicted = self.tombstones.get(&meta.key).filter(|up_to| meta.sequence <= **up_to);
-            if let Some(up_to) = evicted {
-                self.kept.insert(meta.key, *up_to);
-            }
-            if self.marked.contains(&meta.key.block) {
-                self.found.found(&meta);
-            }
-            if evicted.is_some() || self.damaged {
-                stores.forget(tier, at, meta.bytes);
-            } else {
-                core.recover(tier, &meta, at);
-            }
-        }
+    core.sequence_floor(recovered.next_sequence.saturating_sub(1));
+    stores.disk = Some(Arc::new(disk));
+    let wiped = sieve.feed(core, stores, Tier::Disk, in_order(recovered.records));
+    match sieve.tell(Tier::Disk, wiped) {
+        Some(what) if sieve.is_first() => notes.push(what),
+        // They are found again until their segments are reused.
+        Some(what) => tracing::info!("{what}"),
+        None => {}
     }
-
-    /// Drops tombstones without a record, unless a tier is away that may bring one back. Later evictions stay.
-    fn compact(&self, journal: &Journal, stores: &Stores) -> Result<(), StorageError> {
-        if stores.disk.is_none() {
-            return Ok(());
-        }
-        let idle = |key: &ShardKey, up_to| self.tombstones.get(key) == Some(&up_to) && !self.kept.contains_key(key);
-        journal.retain_evicted(|key, up_to| !idle(key, up_to))?;
-        self.found.compact(&self.marked, journal)
-    }
+    Ok(notes)
 }
 
 /// An open object tier and what it found, which is not all where the store did not answer yet.
 type OpenObject = (Arc<ObjectStoreTier>, kvtier_storage::object::Recovered);
 
-async fn open_object(config: &Config, stores: &mut Stores) -> anyhow::Result<Option<OpenObject>> {
+async fn open_object(
+    (config, journal): (&Config, &Journal),
+    stores: &mut Stores,
+    sieve: &mut Sieve,
+) -> anyhow::Result<Option<OpenObject>> {
     if !config.object.enabled {
         stores.absent.insert(Tier::Object, "disabled in the configuration".into());
         return Ok(None);
     }
     match ObjectStoreTier::open(config.object_config()?).await {
         Ok((object, found)) => {
+            sieve.uses(Tier::Object, journal)?;
             let object = Arc::new(object);
             stores.object = Some(Arc::clone(&object));
             Ok(Some((object, found)))
@@ -208,9 +170,9 @@ async fn open_object(config: &Config, stores: &mut Stores) -> anyhow::Result<Opt
 }
 
 /// Brings the object store's records in: at once when it answered, else in the background once it does.
-fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
+async fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
     if found.complete {
-        feed_object(node, found, sieve);
+        feed_object(node, found, sieve).await;
         return;
     }
     found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
@@ -222,25 +184,37 @@ fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
             found = object.recover() => found,
         };
         match found {
-            Ok(found) => feed_object(&of_task, found, sieve),
+            Ok(found) => feed_object(&of_task, found, sieve).await,
             Err(error) => tracing::error!(%error, "object tier: not recovered; what it holds is not served"),
         }
         of_task.set_recovering(false);
     });
 }
 
-fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered, mut sieve: Sieve) {
+/// Feeds what the object tier holds to the core, in steps: others have their turn between them, but for verbs that a
+/// record to come would undo, see [`Node::is_recovering`].
+async fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered, mut sieve: Sieve) {
     found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
     tracing::info!(records = found.records.len(), "object tier recovered");
-    node.with_core(|core, now| {
-        core.sequence_floor(found.next_sequence.saturating_sub(1));
-        sieve.feed(core, &node.stores, Tier::Object, found.records);
-        sieve.former.restore(core, now);
-    });
-    if node.stores.disk.is_some() || !node.config.disk.enabled {
-        sieve.former.compact(&node.journal);
+    if let Some(wiped) = sieve.wipe_found(found.next_sequence) {
+        append_or_warn(node, vec![wiped], "that what the object tier held is dead").await;
     }
-    if let Err(error) = sieve.compact(&node.journal, &node.stores) {
+    node.with_core(|core, _| core.sequence_floor(found.next_sequence.saturating_sub(1)));
+    let mut records = in_order(found.records).into_iter();
+    let mut wiped = 0;
+    while !records.as_slice().is_empty() {
+        let step = records.by_ref().take(RECORDS_AT_ONCE);
+        wiped += node.with_core(|core, _| sieve.feed(core, &node.stores, Tier::Object, step));
+        tokio::task::yield_now().await;
+    }
+    if let Some(what) = sieve.tell(Tier::Object, wiped) {
+        tracing::warn!("{what}");
+    }
+    node.with_core(|core, now| sieve.former.restore(core, now));
+    // What was evicted of packs that could not be read stays in the journal until they are.
+    if !found.passed_over
+        && let Err(error) = sieve.compact(&node.journal, &node.stores)
+    {
         tracing::warn!(%error, "the journal was not compacted");
     }
 }

@@ -261,6 +261,12 @@ impl Arena {
         self.shared.state.lock().slab.victim(slot_bytes(bytes)?)
     }
 
+    /// The extents that [`Self::victim_extent`] chooses from, at most so many, the emptiest first.
+    #[must_use]
+    pub fn victim_extents(&self, bytes: u64, most: usize) -> Vec<u32> {
+        slot_bytes(bytes).map(|bytes| self.shared.state.lock().slab.victims(bytes, most)).unwrap_or_default()
+    }
+
     /// What it holds now.
     #[must_use]
     pub fn stats(&self) -> ArenaStats {

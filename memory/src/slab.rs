@@ -330,9 +330,9 @@ impl<E: Slots> Slab<E> {
         self.resident_bytes
     }
 
-    /// The extent of another class that could serve slots of this length and has the fewest taken bytes.
+    /// Extents of other classes that could serve slots of this length, at most so many: those with the fewest taken bytes.
     #[must_use]
-    pub fn victim(&self, slot_bytes: u64) -> Option<(u32, Vec<FrameId>)> {
+    pub fn victims(&self, slot_bytes: u64, most: usize) -> Vec<u32> {
         let other = |carved: &Carved<E>| {
             !carved.retires
                 && carved.slot_bytes != 0
@@ -340,7 +340,16 @@ impl<E: Slots> Slab<E> {
                 && carved.extent.bytes() >= slot_bytes
         };
         let candidates = self.extents.iter().filter(|(_, carved)| other(carved));
-        let (&id, carved) = candidates.min_by_key(|(id, carved)| (carved.taken_bytes(), **id))?;
+        let mut found: Vec<(u64, u32)> = candidates.map(|(id, carved)| (carved.taken_bytes(), *id)).collect();
+        found.sort_unstable();
+        found.into_iter().take(most).map(|(_, id)| id).collect()
+    }
+
+    /// The first of [`Self::victims`], with its granted frames.
+    #[must_use]
+    pub fn victim(&self, slot_bytes: u64) -> Option<(u32, Vec<FrameId>)> {
+        let id = *self.victims(slot_bytes, 1).first()?;
+        let carved = self.extents.get(&id)?;
         let live = carved.taken.values().filter(|slot| !slot.doomed).map(|slot| slot.frame).collect();
         Some((id, live))
     }

@@ -3,24 +3,26 @@
 //! Keys are interned once into a `u32` slab by a fixed-seed table. An entry without replicas stays while others name it
 //! as their parent, so that the tree under it keeps its shape; then it goes.
 
+mod extents;
+mod layouts;
 mod on_device;
 mod ranks;
 mod spot;
+mod told;
 mod unread;
 
 use std::collections::{BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
 use kvtier_types::{
-    BlockKey, DeviceNumber, GroupSpec, Instant, Layout, LayoutId, Location, MAX_DEVICE_EXTENTS, NamespaceId,
-    NodeNumber, RecordMeta, ShardKey, Taint, TenantId, Tier,
+    BlockKey, DeviceNumber, Instant, LayoutId, Location, MAX_DEVICE_EXTENTS, NamespaceId, NodeNumber, RecordMeta,
+    Taint, TenantId, Tier,
 };
 use rustc_hash::FxHashMap;
 
 use crate::census::{Census, Counted};
-use crate::directory::Tiers;
 use crate::entry::{Entry, Flags, Kept, NEVER, child_index};
-use crate::events::{Event, EventKind, Events};
+use crate::events::{EventKind, Events};
 use crate::evict::{SegmentId, Segments};
 use crate::frame::FrameRef;
 use crate::ghost::short;
@@ -29,6 +31,7 @@ use crate::intern::Interner;
 use crate::pools::{Pools, is_held};
 use crate::publication::Publication;
 use crate::rules::Life;
+use extents::Extents;
 use on_device::OnDevice;
 pub(crate) use on_device::device_of;
 use ranks::Known;
@@ -133,6 +136,7 @@ pub(crate) struct Catalog {
     pub(crate) segments: Segments,
     /// Who else is said to have the shards that are flagged `REMOTE`.
     pub(crate) remotes: FxHashMap<BlockId, Remote>,
+    extents: Extents,
     /// Copies in the memory of devices.
     pub(crate) on_device: OnDevice,
     /// Who holds what.
@@ -165,6 +169,7 @@ impl Catalog {
             pools,
             segments: Segments::default(),
             remotes: FxHashMap::default(),
+            extents: Extents::default(),
             on_device: OnDevice::default(),
             holders: Holders::default(),
             events: Events::default(),
@@ -172,34 +177,6 @@ impl Catalog {
             block_tokens: FxHashMap::default(),
             publication: None,
         }
-    }
-
-    /// Number of a layout, `None` when there are too many.
-    pub(crate) fn layout(&mut self, layout: &LayoutId) -> Option<u16> {
-        if let Some(at) = self.layouts.iter().position(|l| l == layout) {
-            return u16::try_from(at).ok();
-        }
-        let number = u16::try_from(self.layouts.len()).ok()?;
-        self.layouts.push(*layout);
-        self.shards.push(0);
-        Some(number)
-    }
-
-    /// Takes note of how many tokens the blocks of a layout's groups have.
-    pub(crate) fn note_block_tokens(&mut self, layout: u16, groups: &[GroupSpec]) {
-        for (group, spec) in (0..).zip(groups) {
-            self.block_tokens.insert((layout, group), spec.block_tokens);
-        }
-    }
-
-    /// Tokens of a block, `None` while no engine was attached with its layout.
-    pub(crate) fn block_tokens(&self, layout: u16, group: u16) -> Option<u32> {
-        self.block_tokens.get(&(layout, group)).copied()
-    }
-
-    /// Number of a layout seen before.
-    pub(crate) fn find_layout(&self, layout: &LayoutId) -> Option<u16> {
-        self.layouts.iter().position(|l| l == layout).and_then(|at| u16::try_from(at).ok())
     }
 
     pub(crate) fn find(&self, key: &BlockKey, layout: u16, shard: u16) -> Option<BlockId> {
@@ -222,17 +199,6 @@ impl Catalog {
         let layouts = (0..).zip(&self.shards);
         let pairs = layouts.flat_map(|(layout, shards)| (0..*shards).map(move |shard| (layout, shard)));
         pairs.filter_map(|(layout, shard)| self.find(key, layout, shard)).collect()
-    }
-
-    /// Takes note of how many shards blocks of a layout have.
-    pub(crate) fn note_shards(&mut self, layout: u16, shards: u16) {
-        let known = &mut self.shards[usize::from(layout)];
-        *known = (*known).max(shards).min(Layout::MAX_SHARDS);
-    }
-
-    /// The layouts seen so far, each with the shards that its blocks had.
-    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&LayoutId, u16)> {
-        self.layouts.iter().zip(self.shards.iter().copied())
     }
 
     /// Names an entry's parent where it has none. The entry has no children, so that no circle can come of it.
@@ -269,8 +235,9 @@ impl Catalog {
             self.slab.push(None);
             u32::try_from(self.slab.len() - 1).expect("fewer than four billion blocks")
         });
-        let expires = entry.expires;
+        let (expires, frame) = (entry.expires, entry.host);
         self.slab[at as usize] = Some(entry);
+        self.extents.moved(BlockId(at), None, frame);
         self.await_expiry(BlockId(at), expires);
         let slab = &self.slab;
         self.index.insert_unique(hashed, at, |&other| {
@@ -283,12 +250,15 @@ impl Catalog {
     /// Changes an entry's state and keeps rankings, child counts and the tree in step. Returns whether it remains.
     pub(crate) fn update(&mut self, id: BlockId, change: impl FnOnce(&mut Entry)) -> bool {
         let before = Tier::ALL.map(|t| self.get(id).resident(t));
-        let unread = SpreadCounts::of(self.get(id));
+        let (unread, frame) = (SpreadCounts::of(self.get(id)), self.get(id).host);
         let counted = Counted::of(self.get(id), self.pools.class_of(self.get(id).bytes));
         let (expired, touched, held) = (self.get(id).expires, self.get(id).touched, is_held(self.get(id).standing));
         self.unrank(id);
         change(self.slab[id.0 as usize].as_mut().expect("block ids are held only while their entry is present"));
         self.find_segment(id);
+        if self.get(id).host != frame {
+            self.extents.moved(id, frame, self.get(id).host);
+        }
         let entry = self.slab[id.0 as usize].as_mut().expect("changed entries are present");
         // A copy that comes back asks for its place anew.
         let stays = entry.stays;
@@ -372,62 +342,6 @@ impl Catalog {
         }
     }
 
-    /// Notes for watchers what happens to an entry.
-    pub(crate) fn note_event(&mut self, id: BlockId, kind: EventKind, tier: Option<Tier>) {
-        let entry = self.get(id);
-        let event = Event {
-            sequence: 0,
-            kind,
-            key: Some(entry.key),
-            tier,
-            semantic: entry.semantic,
-            program: self.programs.get(entry.program).clone(),
-            tenant: self.scopes.get(entry.scope).tenant.clone(),
-            model: self.scopes.get(entry.scope).model.clone(),
-            reason: "",
-            bytes: u64::from(entry.bytes),
-            step: None,
-        };
-        self.events.push(event);
-    }
-
-    /// Queues an entry of which the directory was told something else than what is.
-    fn note_change(&mut self, id: BlockId) {
-        let Some(publication) = &mut self.publication else { return };
-        let entry = self.slab[id.0 as usize].as_mut().expect("changed entries are present");
-        let tiers = entry.tiers();
-        if entry.flags.has(Flags::DIRTY) {
-            publication.note_departed(tiers.is_empty());
-            return;
-        }
-        if publication.told(entry.published) == tiers {
-            return;
-        }
-        entry.flags.set(Flags::DIRTY, true);
-        publication.enqueue(id, tiers.is_empty());
-    }
-
-    /// Ends an entry's wait in the queue of publication without telling anything of it.
-    pub(crate) fn shed(&mut self, id: BlockId) {
-        if let Some(entry) = self.slab[id.0 as usize].as_mut() {
-            entry.flags.set(Flags::DIRTY, false);
-            entry.published = 0;
-            self.drop_if_empty(id);
-        }
-    }
-
-    /// Ends an entry's wait in the queue of publication: what to tell of it, if anything, and what was told before.
-    pub(crate) fn tell(&mut self, id: BlockId) -> Option<(ShardKey, Tiers, Tiers)> {
-        let publication = self.publication.as_mut()?;
-        let entry = self.slab[id.0 as usize].as_mut()?;
-        let (old, new) = (publication.told(entry.published), entry.tiers());
-        entry.flags.set(Flags::DIRTY, false);
-        entry.published = publication.tell(new);
-        let key = ShardKey { block: entry.key, layout: self.layouts[usize::from(entry.layout)], shard: entry.shard };
-        self.drop_if_empty(id);
-        (old != new).then_some((key, old, new))
-    }
-
     fn await_expiry(&mut self, id: BlockId, at: Instant) {
         if at != NEVER {
             self.expiries.insert((at, id));
@@ -496,11 +410,6 @@ impl Catalog {
         Some(parent)
     }
 
-    /// Whether an entry waits in the queue of publication.
-    pub(crate) fn is_dirty(&self, id: BlockId) -> bool {
-        self.get(id).flags.has(Flags::DIRTY)
-    }
-
     /// Entries from slab index `from` on.
     pub(crate) fn iter_from(&self, from: u32) -> impl Iterator<Item = (BlockId, &Entry)> {
         // A page token may say anything; counting must not pass the last number.
@@ -519,14 +428,7 @@ impl Catalog {
             + self.index.capacity() * (size_of::<u32>() + 1)
             + self.pools.len() * 32
             + self.on_device.memory_bytes()
-    }
-
-    pub(crate) fn layouts(&self) -> &[LayoutId] {
-        &self.layouts
-    }
-
-    pub(crate) fn layout_id(&self, number: u16) -> &LayoutId {
-        &self.layouts[usize::from(number)]
+            + self.extents.memory_bytes()
     }
 
     /// The replica's place in a tier, for people.

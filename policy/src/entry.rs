@@ -65,6 +65,9 @@ impl Flags {
     /// It waits to be copied to a device.
     pub(crate) const FOR_DEVICE: u32 = 1 << 26;
 
+    /// Its copies in slower tiers could not be read a moment ago.
+    pub(crate) const UNREAD: u32 = 1 << 27;
+
     /// It waits in the queue of copies on other nodes.
     pub(crate) const REPLICATE: u32 = 1 << 15;
     /// Its time ends earlier than its records say.
@@ -246,12 +249,18 @@ impl Entry {
 
     /// Whether a reader may be promised it: it is here, or somebody else is said to have it.
     pub(crate) fn offered(&self) -> bool {
-        self.visible() || (self.flags.has(Flags::REMOTE) && !self.flags.has(Flags::RESERVED | Flags::DOOMED))
+        self.readable() || (self.flags.has(Flags::REMOTE) && !self.flags.has(Flags::RESERVED | Flags::DOOMED))
     }
 
     /// Whether a reader may be told that it is here.
     pub(crate) fn visible(&self) -> bool {
         !self.flags.has(Flags::RESERVED | Flags::DOOMED) && Tier::ALL.into_iter().any(|t| self.resident(t))
+    }
+
+    /// Whether it is here and can be read as far as is known.
+    pub(crate) fn readable(&self) -> bool {
+        let at_hand = self.resident(Tier::Host) || self.resident(Tier::Device);
+        self.visible() && (at_hand || !self.flags.has(Flags::UNREAD))
     }
 
     /// The fastest tier that has it.

@@ -34,8 +34,9 @@ pub trait FramePool: Debug + Send {
     fn free(&mut self, frame: FrameRef, bytes: u64);
     /// Frames of which sizes can replace each other: requests of one class compete for the same slots.
     fn class(&self, bytes: u64) -> u64;
-    /// When `bytes` cannot be served by evicting its own class: the extent of another class that holds the least.
-    fn victim_extent(&self, bytes: u64) -> Option<u32>;
+    /// When `bytes` cannot be served by evicting its own class: the extents of other classes, at most so many, that hold the
+    /// least, the emptiest first.
+    fn victim_extents(&self, bytes: u64, most: usize) -> Vec<u32>;
     /// Most bytes it can ever hand out.
     fn capacity_bytes(&self) -> u64;
 }
@@ -101,8 +102,8 @@ impl FramePool for TwinPool {
         bytes
     }
 
-    fn victim_extent(&self, _bytes: u64) -> Option<u32> {
-        None
+    fn victim_extents(&self, _bytes: u64, _most: usize) -> Vec<u32> {
+        Vec::new()
     }
 
     fn capacity_bytes(&self) -> u64 {

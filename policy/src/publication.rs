@@ -24,8 +24,9 @@ pub enum Verdict {
     Whole,
     /// It does not: everything is published anew under another edition.
     Anew,
-    /// It counts a later edition than ours: another daemon runs under this node's name, or this one's journal was lost.
-    Superseded,
+    /// It counts a later edition than ours: another daemon runs under this node's name, or the clock was set back and this
+    /// one's journal was lost.
+    Superseded(Edition),
 }
 
 /// Counts that only grow, for metrics.
@@ -173,8 +174,9 @@ impl Publication {
             return if self.departed > MAX_UNPUBLISHED_REMOVALS { self.anew() } else { Verdict::Whole };
         };
         let Some(flight) = self.flight.take() else { return Verdict::Whole };
-        if answers.iter().any(|(edition, _)| *edition > self.edition) {
-            return Verdict::Superseded;
+        if let Some(later) = answers.iter().map(|(edition, _)| *edition).filter(|edition| *edition > self.edition).max()
+        {
+            return Verdict::Superseded(later);
         }
         self.counts.changes += flight.iter().map(|b| b.changes.len() as u64).sum::<u64>();
         let held = |batch: &Batch| self.expected[usize::from(batch.bucket)];
@@ -200,7 +202,12 @@ impl Publication {
 
     /// Starts over under the next edition.
     pub(crate) fn anew(&mut self) -> Verdict {
-        self.edition = self.edition.next();
+        self.start_over(self.edition.next())
+    }
+
+    /// Starts over under an edition that is later than any the directory knows.
+    pub(crate) fn start_over(&mut self, edition: Edition) -> Verdict {
+        self.edition = edition;
         self.expected.fill(Digest::default());
         self.flight = None;
         self.walk = Some(0);

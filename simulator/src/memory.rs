@@ -170,8 +170,8 @@ impl FramePool for SharedPool {
         bytes
     }
 
-    fn victim_extent(&self, _bytes: u64) -> Option<u32> {
-        None
+    fn victim_extents(&self, _bytes: u64, _most: usize) -> Vec<u32> {
+        Vec::new()
     }
 
     fn capacity_bytes(&self) -> u64 {

@@ -345,7 +345,7 @@ impl World {
         match verdict {
             Verdict::Whole => {}
             Verdict::Anew => self.stats.count("publication", "anew"),
-            Verdict::Superseded => {
+            Verdict::Superseded(_) => {
                 self.fail("directory-converges", format_args!("node {n} is told of a later edition of its own name"));
             }
         }

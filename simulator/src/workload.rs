@@ -126,7 +126,7 @@ impl World {
         let (now, from) = (self.now, self.nodes[n].number);
         let live = self.live(n);
         live.draining = !live.draining;
-        let (metas, _) = live.core.holdings(0, ADOPTED);
+        let (metas, _) = live.core.holdings(0, ADOPTED, true);
         let to = live.core.members().roomiest(now, &[]).map(|(number, _)| number);
         let incarnation = live.life;
         if let Some(to) = to.and_then(|number| self.numbers.get(&number)).copied() {

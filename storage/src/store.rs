@@ -123,7 +123,7 @@ pub enum StorageError {
         what: String,
     },
     /// The medium failed a write: no more writes until the daemon restarts. Reads go on.
-    #[error("writes are off since the medium failed: {reason}")]
+    #[error("no more writes are taken until kvtierd is restarted, check the disk first: {reason}")]
     Poisoned {
         /// The first failure.
         reason: String,

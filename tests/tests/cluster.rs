@@ -180,6 +180,29 @@ fn a_drained_node_takes_nothing_with_it() {
 }
 
 #[test]
+fn a_drain_turns_to_peers_when_the_object_store_takes_nothing() {
+    let Some(valkey) = Valkey::start() else { return };
+    let store = tempfile::tempdir().unwrap();
+    let place = store.path().join("store");
+    let with_store = Setup {
+        object: true,
+        object_fields: format!("url = \"file://{}\"\nwrite = \"none\"", place.display()),
+        limits: "drain = \"20s\"".into(),
+        ..setup("a", &valkey)
+    };
+    let (a, b) = (daemon!(with_store), start("b", &valkey));
+    let on_a = Engine::attach(&a, &Shape::default());
+    on_a.put_all(&Prompt::new("drained without a store", BLOCKS));
+    wait_told(&a, 2);
+    wait_told(&b, 2);
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::write(&place, "no directory").unwrap();
+    let report = a.control().drain("a").unwrap();
+    let became = (report.to_object, report.to_peers, report.failures.len());
+    assert_eq!(became, (0, u64::from(BLOCKS), 0), "{report:?}\n{}", a.log());
+}
+
+#[test]
 fn what_may_not_be_copied_is_reported() {
     let Some(valkey) = Valkey::start() else { return };
     let a = start("a", &valkey);
@@ -189,7 +212,7 @@ fn what_may_not_be_copied_is_reported() {
     let report = a.control().drain("a").unwrap();
     let failure = &report.failures[0];
     assert_eq!((failure.shards, failure.keys.len()), (u64::from(BLOCKS), 16));
-    assert!(failure.reason.contains("neither an object store nor another node"), "{}", failure.reason);
+    assert!(failure.reason.contains("neither an object store"), "{}", failure.reason);
     assert_eq!(a.status().state, "draining");
 }
 

@@ -15,6 +15,8 @@ use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
 const BYTES: u64 = 64 << 10;
 /// Blocks of the prompt on disk: nearly two log segments of 4 MiB.
 const BLOCKS: u32 = 100;
+/// Blocks of a prompt, so few that three prompts lie in one log segment.
+const FEW: u32 = 10;
 
 /// A killed daemon with a prompt on disk, and its engine.
 fn on_disk() -> (Daemon, Engine, Prompt) {
@@ -232,4 +234,64 @@ fn an_overwritten_frame_is_not_offloaded() {
     assert_eq!(engine.get(&prompt).whole(), Some(19 * 16), "dropped, not stored");
     let damaged = kvtier_tests::disk::find(&daemon.disk_dir(), &[0xff; 64], 4096);
     assert!(damaged.is_empty(), "{damaged:?}");
+}
+
+/// A killed daemon that had evicted two of three prompts by verb, one after the other; all three lie in a log segment.
+fn evicted() -> (Daemon, Engine, [Prompt; 3]) {
+    let mut daemon = daemon!(Setup::default());
+    let notes = daemon.status().notes;
+    assert!(!notes.iter().any(|note| note.contains("journal")), "a first start has nothing to tell: {notes:?}");
+    let engine = Engine::attach(&daemon, &Shape::default());
+    let prompts = ["first", "second", "third"].map(|name| Prompt::new(name, FEW));
+    for prompt in &prompts {
+        engine.put_all(prompt);
+    }
+    daemon.wait_blocks(Tier::Disk, u64::from(FEW) * 3);
+    for prompt in &prompts[..2] {
+        daemon.control().evict(&Shape::default().keys(0, prompt), false).expect("evicted");
+    }
+    daemon.kill();
+    (daemon, engine, prompts)
+}
+
+/// Starts the daemon again and again, and checks that nothing of the prompts comes back while what is put anew stays.
+fn starts_without(daemon: &mut Daemon, engine: &Engine, prompts: &[Prompt], why: &str) {
+    let nothing = |start: &str| {
+        engine.wait_attached();
+        for prompt in prompts {
+            assert_eq!(engine.get(prompt).hit.tokens, 0, "{prompt:?} came back at {start}");
+        }
+    };
+    daemon.restart();
+    let notes = daemon.status().notes;
+    let told = |note: &String| note.contains(why) && note.contains("30 records of before are dropped");
+    assert!(notes.iter().any(told), "{notes:?}");
+    nothing("the start that noticed");
+    assert!(daemon.terminate().success());
+    daemon.restart();
+    nothing("the start after it");
+    let new = Prompt::new("new", FEW);
+    engine.put_all(&new);
+    daemon.wait_blocks(Tier::Disk, FEW.into());
+    daemon.kill();
+    daemon.restart();
+    nothing("the start after a kill");
+    assert_eq!(engine.get(&new).whole(), Some(FEW * 16));
+}
+
+#[test]
+fn what_a_damaged_journal_knew_to_be_evicted_never_comes_back() {
+    let (mut daemon, engine, prompts) = evicted();
+    let key = Shape::default().keys(0, &prompts[0])[0];
+    let places = find(&daemon.data_dir().join("journal"), key.as_bytes(), 1);
+    assert_eq!(places.len(), 1, "its eviction is journaled once");
+    places[0].flip(0);
+    starts_without(&mut daemon, &engine, &prompts, "the journal was damaged");
+}
+
+#[test]
+fn what_a_lost_journal_knew_to_be_evicted_never_comes_back() {
+    let (mut daemon, engine, prompts) = evicted();
+    std::fs::remove_dir_all(daemon.data_dir().join("journal")).unwrap();
+    starts_without(&mut daemon, &engine, &prompts, "there was no journal");
 }

@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
-use kvtier_proto::v1::Tier;
+use kvtier_proto::convert::block_targets;
+use kvtier_proto::v1::{self, Outcome, Tier};
+use kvtier_tests::daemon::OLDEST_FIRST;
 use kvtier_tests::disk::allocated_bytes;
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
+use kvtier_types::BlockKey;
 
 const MIB: u64 = 1 << 20;
 
@@ -61,8 +64,7 @@ fn a_file_system_smaller_than_the_capacity_is_used_as_far_as_it_goes() {
         println!("SKIPPED: mounting a tmpfs is not permitted here");
         return;
     };
-    let data_dir = Some(mount.0.path().to_owned());
-    let mut daemon = daemon!(Setup { host_mib: 16, disk_mib: Some(64), data_dir, ..Setup::default() });
+    let mut daemon = daemon!(on_small_disk(&mount));
     let engine = Engine::attach(&daemon, &Shape::default());
     let prompts = prompts(40);
     let whole = put_and_get(&daemon, &engine, &prompts, 24 * MIB);
@@ -74,6 +76,53 @@ fn a_file_system_smaller_than_the_capacity_is_used_as_far_as_it_goes() {
     let whole = prompts.iter().filter(|prompt| engine.get(prompt).whole() == Some(512)).count();
     assert!(whole >= 3, "{whole} prompts are left after a restart");
     daemon.kill();
+}
+
+/// A disk of 64 MiB on a file system that has room for a third of it.
+fn on_small_disk(mount: &Mount) -> Setup {
+    let data_dir = Some(mount.0.path().to_owned());
+    Setup { host_mib: 16, disk_mib: Some(64), segment_mib: 2, data_dir, ..Setup::default() }
+}
+
+#[test]
+fn what_is_pinned_stays_on_a_file_system_smaller_than_the_capacity() {
+    let Some(mount) = Mount::tmpfs("24m") else {
+        println!("SKIPPED: mounting a tmpfs is not permitted here");
+        return;
+    };
+    let mut daemon = daemon!(Setup { sections: OLDEST_FIRST.into(), ..on_small_disk(&mount) });
+    let shape = Shape::default();
+    let engine = Engine::attach(&daemon, &shape);
+    // A fifth of a log segment: whenever the rest of one has gone, these are to be written elsewhere.
+    let pinned = Prompt::new("pinned", 6);
+    engine.put_all(&pinned);
+    let keys = shape.keys(0, &pinned);
+    let pin = v1::PinRequest {
+        claim_id: "small disk".into(),
+        owner: "tests".into(),
+        revision: 1,
+        targets: vec![block_targets(&keys)],
+        ttl_ms: 3_600_000,
+        ..Default::default()
+    };
+    assert_eq!(daemon.control().pin(pin).expect("a pin").outcome(), Outcome::Applied);
+    for round in 0..2 {
+        // 60 MiB through some 20; after a restart nothing is free at first.
+        let others: Vec<Prompt> = (0..30).map(|n| Prompt::new(format!("round {round}, {n}"), 32)).collect();
+        put_and_get(&daemon, &engine, &others, 24 * MIB);
+        assert!(all_on_disk(&daemon, &keys), "what is pinned was lost in round {round}");
+        assert_eq!(daemon.tier(Tier::Disk).state, "ok", "{:?}", daemon.tier(Tier::Disk));
+        daemon.kill();
+        daemon.restart();
+        engine.wait_attached();
+        assert_eq!(engine.get(&pinned).whole(), Some(96), "after restart {round}");
+    }
+    daemon.kill();
+}
+
+fn all_on_disk(daemon: &Daemon, keys: &[BlockKey]) -> bool {
+    let blocks = daemon.control().locate(keys).expect("the daemon answers");
+    blocks.len() == keys.len() && blocks.iter().all(|b| b.replicas.iter().any(|r| r.tier() == Tier::Disk))
 }
 
 #[test]

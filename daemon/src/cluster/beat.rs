@@ -14,7 +14,7 @@ use crate::node::Node;
 const BEATS_PER_AUDIT: u64 = 10;
 /// Heartbeats between two rounds of collecting what dead nodes left in the object store.
 const BEATS_PER_COLLECTION: u64 = 300;
-/// How long a node's packs are left alone after it fell silent.
+/// How long a node's packs are left alone after this node heard of it last.
 const DEAD_AFTER: Duration = Duration::from_secs(3600);
 
 /// Beats until the node stops, then takes its record away.
@@ -66,6 +66,9 @@ async fn beat(node: &Arc<Node>, cluster: &Arc<Cluster>) {
             cluster.note_directory(node.now(), None);
             node.with_core(|core, now| core.heard(now, &records));
             learn_packs(node, cluster, &records);
+            if let Some(floor) = &cluster.floor {
+                floor.heard(records.iter().map(|r| r.id.clone()));
+            }
             if cluster.warming.heard(node.now(), cluster.id.number(), &records) {
                 cluster.beating.notify_one();
             }
@@ -117,7 +120,7 @@ pub(super) fn judge(cluster: &Cluster, verdict: Verdict, why: &str) {
     match verdict {
         Verdict::Whole => return,
         Verdict::Anew => tracing::warn!(why, "everything is published anew"),
-        Verdict::Superseded => tracing::error!(
+        Verdict::Superseded(_) => tracing::error!(
             "the directory knows a later life of this node: if another daemon runs under the same node_id, give it one of \
              its own; else this node's journal was lost, and it goes on under a later number"
         ),

@@ -6,14 +6,18 @@ use std::time::Duration;
 
 use kvtier_policy::Core;
 use kvtier_policy::directory::{NodeState, Replica};
-use kvtier_types::{BlockKey, Effect, RecordMeta, ShardKey, Tier};
-use tokio::time::Instant;
+use kvtier_types::{BlockKey, Effect, RecordMeta, ShardKey};
+use tokio::time::{Instant, sleep};
 
 use super::{Cluster, homes};
 use crate::node::Node;
 
 /// Shards found a home for together: small enough that all of them fit into memory.
 const PAGE: usize = 64;
+/// Longest wait for the directory to know that this node drains.
+const TELL_LIMIT: Duration = Duration::from_secs(2);
+/// Pause between two looks at whether it does.
+const TELL_PAUSE: Duration = Duration::from_millis(20);
 /// Keys named for each reason of failure.
 const MAX_NAMED: usize = 16;
 
@@ -56,15 +60,15 @@ pub async fn drain(node: &Arc<Node>, limit: Duration, mut progress: impl FnMut(&
     let mut report = DrainReport::default();
     node.start_draining();
     let Some(cluster) = node.cluster.clone() else { return report };
-    cluster.beating.notify_one();
+    let mut state = State { others_know: tell(node, &cluster, deadline).await, store_fails: false };
     let mut from = Some(0);
     while let Some(at) = from {
-        let (metas, next) = node.read_core(|core| core.holdings(at, PAGE));
+        let (metas, next) = node.read_core(|core| core.holdings(at, PAGE, node.has_outer_store()));
         report.examined += metas.len() as u64;
         if Instant::now() >= deadline {
             report.fail("the drain's deadline passed", &metas);
         } else {
-            page(node, &cluster, metas, (deadline, &mut report)).await;
+            page(node, &cluster, metas, (deadline, &mut state, &mut report)).await;
         }
         progress(&report);
         from = next;
@@ -72,11 +76,37 @@ pub async fn drain(node: &Arc<Node>, limit: Duration, mut progress: impl FnMut(&
     report
 }
 
+/// What a drain learnt on its way.
+struct State {
+    /// Whether the directory knew that this node drains before it was asked who else has what: of two nodes that drain at
+    /// once, one then knows of the other.
+    others_know: bool,
+    /// Whether the object store took nothing of what it was given.
+    store_fails: bool,
+}
+
+/// Waits until the directory's answer to a heartbeat shows that this node drains; whether it did in time.
+async fn tell(node: &Arc<Node>, cluster: &Cluster, deadline: Instant) -> bool {
+    let until = deadline.min(Instant::now() + TELL_LIMIT);
+    let is_known = || cluster.records().iter().any(|r| r.id == cluster.id && r.state == NodeState::Draining);
+    loop {
+        cluster.beating.notify_one();
+        sleep(TELL_PAUSE).await;
+        if is_known() {
+            return true;
+        }
+        if Instant::now() >= until || node.stopping.is_cancelled() {
+            tracing::warn!("the directory was not told that this node drains: what others have is moved as well");
+            return false;
+        }
+    }
+}
+
 async fn page(
     node: &Arc<Node>,
     cluster: &Arc<Cluster>,
     metas: Vec<RecordMeta>,
-    (deadline, report): (Instant, &mut DrainReport),
+    (deadline, state, report): (Instant, &mut State, &mut DrainReport),
 ) {
     let stays = |meta: &RecordMeta| meta.hints.taints.iter().any(|t| t.effect == Effect::NoReplicate);
     let (staying, metas): (Vec<_>, Vec<_>) = metas.into_iter().partition(stays);
@@ -86,7 +116,7 @@ async fn page(
     let in_packs = cluster.floor.as_ref().map(|f| f.find(&keys)).unwrap_or_default();
     let mut sole = Vec::new();
     for (at, meta) in metas.into_iter().enumerate() {
-        let elsewhere = replicas.get(at).is_some_and(|r| node.read_core(|core| has_home(core, r)));
+        let elsewhere = state.others_know && replicas.get(at).is_some_and(|r| node.read_core(|core| has_home(core, r)));
         if elsewhere || in_packs.get(at).is_some_and(Option::is_some) {
             report.safe += 1;
         } else {
@@ -97,7 +127,14 @@ async fn page(
         return;
     }
     let sole_count = sole.len();
-    let left = homes::to_object_store(node, sole, deadline).await;
+    // A store that takes nothing is not asked again: peers may still have the time.
+    let left = if state.store_fails || !node.has_outer_store() {
+        sole
+    } else {
+        let written = homes::to_object_store(node, sole, deadline).await;
+        state.store_fails = written.fails;
+        written.left
+    };
     report.to_object += (sole_count - left.len()) as u64;
     let for_peers = left.len();
     let left = homes::to_peers(node, left, deadline).await;
@@ -106,8 +143,8 @@ async fn page(
         let alone = node.read_core(|core| core.members().roomiest(node.now(), &[]).is_none());
         let reason = if Instant::now() >= deadline {
             "the drain's deadline passed"
-        } else if alone && node.stores.get(Tier::Object).is_none() {
-            "there is neither an object store nor another node that is ready"
+        } else if alone && !node.has_outer_store() {
+            "there is neither an object store off this node nor another node that is ready"
         } else {
             "neither the object store nor a peer took it: see the log"
         };

@@ -27,38 +27,48 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Writes shards behind; answers with those that did not get there.
-pub(crate) async fn to_object_store(node: &Arc<Node>, metas: Vec<RecordMeta>, deadline: Instant) -> Vec<RecordMeta> {
+/// What became of shards that were to be written to the object store.
+pub(crate) struct Written {
+    /// Those that did not get there.
+    pub(crate) left: Vec<RecordMeta>,
+    /// Whether it took none of those that it was given.
+    pub(crate) fails: bool,
+}
+
+/// Writes shards behind, each at most once. It takes at most half of the time, so that peers can be asked when the store is
+/// slow.
+pub(crate) async fn to_object_store(node: &Arc<Node>, metas: Vec<RecordMeta>, deadline: Instant) -> Written {
+    let nothing = |left| Written { left, fails: false };
     if node.stores.get(Tier::Object).is_none() {
-        return metas;
+        return nothing(metas);
     }
+    let until = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;
     let keys: Vec<ShardKey> = metas.iter().map(|m| m.key).collect();
     let mut blocks: Vec<BlockKey> = keys.iter().map(|k| k.block).collect();
     blocks.dedup();
     // Held in host memory: what is on disk only comes up, and nothing leaves meanwhile.
     let Ok(lease) = node.with_core(|core, now| core.hold_blocks(now, &blocks, Some(Tier::Object))) else {
-        return metas;
+        return nothing(metas);
     };
     let held = Guard(node, lease);
+    let mut untried = keys.clone();
     loop {
         let moved = node.movement.notified();
         tokio::pin!(moved);
         moved.as_mut().enable();
-        node.with_core(|core, now| {
+        let busy = node.with_core(|core, now| {
             core.renew_hold(now, lease);
-            core.write_behind(&keys)
+            core.write_behind(&mut untried);
+            core.export_waiting(lease) > 0 && !untried.is_empty() || keys.iter().any(|key| core.is_going_down(key))
         });
-        let busy = node.read_core(|core| {
-            let missing = keys.iter().any(|k| !core.in_object_store(k));
-            missing && (core.export_waiting(lease) > 0 || core.pending_offloads() > 0)
-        });
-        if !busy || timeout_at(deadline, moved).await.is_err() {
+        if !busy || timeout_at(until, moved).await.is_err() {
             break;
         }
     }
     drop(held);
     let there = |meta: &RecordMeta| node.read_core(|core| core.in_object_store(&meta.key));
-    metas.into_iter().filter(|meta| !there(meta)).collect()
+    let (count, left): (_, Vec<_>) = (metas.len(), metas.into_iter().filter(|meta| !there(meta)).collect());
+    Written { fails: left.len() == count && untried.len() < count, left }
 }
 
 /// Asks the roomiest peers to take shards over; answers with those that none took.

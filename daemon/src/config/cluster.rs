@@ -15,7 +15,7 @@ use crate::units::{ByteSize, Span};
 #[serde(deny_unknown_fields, default)]
 pub struct Cluster {
     /// `embedded`: this node is alone. `redis://host:port`, `valkey://host:port`, or, for a server in cluster mode,
-    /// `redis+cluster://host:port,host:port`.
+    /// `redis+cluster://host:port,host:port` (or `valkey+cluster://`).
     pub directory: String,
     /// What every key in the directory begins with: another one for each cluster that shares a server.
     pub prefix: String,
@@ -118,11 +118,6 @@ impl Config {
         }
         if cluster.is_embedded() {
             return Ok(());
-        }
-        let schemes = ["redis://", "valkey://", "redis+cluster://"];
-        if !schemes.iter().any(|scheme| cluster.directory.starts_with(scheme)) {
-            let reason = format!("{:?} is neither embedded nor one of {}...", cluster.directory, schemes.join("..., "));
-            return field("cluster.directory", reason);
         }
         // The password need not be at hand where a configuration is only checked.
         let without_password = ValkeyConfig { password_env: None, ..self.valkey() };

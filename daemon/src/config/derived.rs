@@ -2,11 +2,16 @@
 
 use kvtier_memory::PageKind;
 use kvtier_policy::{CoreConfig, FetchConfig, WriteBehind};
+use kvtier_storage::disk::{MAX_SEGMENT_BYTES, MAX_SEGMENTS, MIN_SEGMENT_BYTES};
 use kvtier_storage::object::{FloorConfig, ObjectConfig, ObjectPlace, S3CredentialNames};
 use kvtier_storage::{DiskConfig, IoEngine};
+use kvtier_types::NodeId;
 
 use super::{Config, ConfigError};
-use kvtier_types::NodeId;
+use crate::units::ByteSize;
+
+/// What log segments are multiples of.
+const PAGE_BYTES: u64 = 4096;
 
 impl Config {
     /// Best pages to try for.
@@ -93,11 +98,30 @@ impl Config {
         config.io = io;
         config.depth = self.disk.depth;
         config.direct = self.disk.direct;
-        if self.disk.capacity.0 < self.disk.segment.0.saturating_mul(2) {
-            let reason = format!("{} is less than two log segments of {}", self.disk.capacity, self.disk.segment);
-            return Err(ConfigError::Field { field: "disk.capacity", reason });
-        }
+        self.check_segments()?;
         Ok(config)
+    }
+
+    fn check_segments(&self) -> Result<(), ConfigError> {
+        let field = |field, reason| Err(ConfigError::Field { field, reason });
+        let (capacity, segment) = (self.disk.capacity, self.disk.segment);
+        let (least, most) = (ByteSize(MIN_SEGMENT_BYTES), ByteSize(MAX_SEGMENT_BYTES));
+        if !segment.0.is_multiple_of(PAGE_BYTES) || segment.0 < least.0 || segment.0 > most.0 {
+            return field("disk.segment", format!("{segment} is not a multiple of 4 KiB between {least} and {most}"));
+        }
+        if capacity.0 < segment.0 * 2 {
+            return field("disk.capacity", format!("{capacity} is less than two log segments of {segment}"));
+        }
+        let segments = capacity.0 / segment.0;
+        if segments > MAX_SEGMENTS {
+            let enough = ByteSize(capacity.0.div_ceil(MAX_SEGMENTS).next_power_of_two());
+            let reason = format!(
+                "{capacity} makes {segments} log segments of {segment}, and there can be {MAX_SEGMENTS}: set disk.segment to \
+                 {enough} or more"
+            );
+            return field("disk.capacity", reason);
+        }
+        Ok(())
     }
 
     /// What other nodes wrote: the same place, below the prefix that all share.
@@ -139,6 +163,7 @@ impl Config {
         let mut config = ObjectConfig::new(place, self.object.capacity.0);
         // One writer a prefix: packs die by their writer's own account.
         config.prefix = format!("{}/{}", self.object.prefix.trim_matches('/'), self.node_id);
+        config.check().map_err(|e| ConfigError::Field { field: "object.capacity", reason: e.to_string() })?;
         Ok(config)
     }
 }

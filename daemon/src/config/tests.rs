@@ -22,6 +22,10 @@ fn mistakes_are_named() {
         ("[host]\npages = \"big\"", "host.pages"),
         ("[disk]\nio = \"fast\"", "disk.io"),
         ("[disk]\ncapacity = \"300MiB\"", "disk.capacity"),
+        ("[disk]\ncapacity = \"8TiB\"", "set disk.segment to 512 MiB or more"),
+        ("[disk]\nsegment = \"100MB\"", "disk.segment"),
+        ("[disk]\nsegment = \"8GiB\"", "disk.segment"),
+        ("[object]\nenabled = true\ncapacity = \"8MiB\"", "object.capacity"),
         ("[object]\nenabled = true\nurl = \"ftp://x\"", "object.url"),
         ("[offload]\nmode = \"lazy\"", "offload.mode"),
         ("[limits]\nlookup = \"2h\"", "limits.lookup"),
@@ -41,4 +45,11 @@ fn mistakes_are_named() {
         let err = parse(text).unwrap_err();
         assert!(err.contains(want), "{text:?}: {err}");
     }
+}
+
+#[test]
+fn a_directory_by_tls_is_refused_without_its_password() {
+    let error = parse("[cluster]\ndirectory = \"rediss://:secret@h:6380\"").unwrap_err();
+    assert!(error.contains("TLS is not built in") && !error.contains("secret"), "{error}");
+    parse("[cluster]\ndirectory = \"valkey+cluster://a:1,b:2\"\nlisten = \"127.0.0.1:0\"").unwrap();
 }

@@ -254,8 +254,8 @@ impl FramePool for Pool {
         crate::pool::slot_bytes(bytes)
     }
 
-    fn victim_extent(&self, bytes: u64) -> Option<u32> {
-        self.0.state.lock().slab.victim(slot_bytes(bytes)?).map(|(extent, _)| extent)
+    fn victim_extents(&self, bytes: u64, most: usize) -> Vec<u32> {
+        slot_bytes(bytes).map(|bytes| self.0.state.lock().slab.victims(bytes, most)).unwrap_or_default()
     }
 
     fn capacity_bytes(&self) -> u64 {

@@ -22,18 +22,13 @@ pub(crate) type Answers = tokio::sync::mpsc::UnboundedSender<(usize, Outcome, &'
 /// Why no copy off this node can be made now, if so.
 pub(crate) fn off_node(node: &Arc<Node>) -> Option<&'static str> {
     let ready = node.read_core(|core| core.members().iter().any(|(_, m)| m.record.state == NodeState::Ready));
-    let stored = has_store(node);
+    let stored = node.has_outer_store();
     if ready || stored {
         return None;
     }
     Some(
         "there is neither another node that is ready nor an object store off this node (object.url): nothing was promised",
     )
-}
-
-/// Whether there is an object store that does not lie in this node's own data directory.
-fn has_store(node: &Node) -> bool {
-    node.config.object.url.is_some() && node.stores.get(Tier::Object).is_some()
 }
 
 /// Works until every one of `goals` has its copies. What is not done in one round is tried again.
@@ -89,11 +84,11 @@ async fn fly(job: &Job, flight: &[(usize, Goal)], answers: &Answers) -> Vec<(usi
 
 /// Writes shards to the object store and reads them back; answers with those that are not whole there.
 async fn in_store(node: &Arc<Node>, metas: Vec<RecordMeta>, until: Instant) -> Vec<RecordMeta> {
-    if !has_store(node) {
+    if !node.has_outer_store() {
         return metas;
     }
     let mut left = Vec::new();
-    let unwritten = cluster::to_object_store(node, metas.clone(), until).await;
+    let unwritten = cluster::to_object_store(node, metas.clone(), until).await.left;
     for meta in metas {
         let written = unwritten.iter().all(|other| other.key != meta.key);
         if !(written && reads_back(node, &meta).await) {

@@ -29,11 +29,13 @@ pub(crate) struct AdminService(pub(crate) Arc<Node>);
 
 #[tonic::async_trait]
 impl v1::admin_server::Admin for AdminService {
-    async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        Caller::of(&self.0, &request)?;
         Ok(Response::new(status(&self.0)))
     }
 
-    async fn nodes(&self, _request: Request<v1::NodesRequest>) -> Result<Response<v1::NodesReply>, Status> {
+    async fn nodes(&self, request: Request<v1::NodesRequest>) -> Result<Response<v1::NodesReply>, Status> {
+        Caller::of(&self.0, &request)?;
         Ok(Response::new(nodes(&self.0)))
     }
 
@@ -42,7 +44,9 @@ impl v1::admin_server::Admin for AdminService {
         drain(&self.0, &request.into_inner()).await.map(Response::new)
     }
 
-    async fn rules(&self, _request: Request<v1::RulesRequest>) -> Result<Response<v1::RulesReply>, Status> {
+    async fn rules(&self, request: Request<v1::RulesRequest>) -> Result<Response<v1::RulesReply>, Status> {
+        // They name other tenants.
+        Caller::operator_of(&self.0, &request)?;
         Ok(Response::new(rules::in_force(&self.0)))
     }
 

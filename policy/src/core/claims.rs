@@ -328,9 +328,10 @@ impl Core {
     /// A record that a claim or a mark keeps is not dropped to empty its log segment: it is to be rewritten.
     #[must_use]
     pub fn keeps_record(&self, key: &kvtier_types::ShardKey, at: kvtier_types::Location) -> bool {
-        let layout = self.catalog.find_layout(&key.layout);
-        let id = layout.and_then(|l| self.catalog.find(&key.block, l, key.shard));
-        id.map(|id| self.catalog.get(id)).is_some_and(|e| e.disk == Some(at) && e.keeps(Tier::Disk))
+        self.catalog
+            .find_shard(key)
+            .map(|id| self.catalog.get(id))
+            .is_some_and(|e| e.disk == Some(at) && e.keeps(Tier::Disk))
     }
 }
 

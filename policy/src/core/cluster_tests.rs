@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use kvtier_types::{NodeId, NodeNumber, Origin, RequestHints, TenantId, Tier};
+use kvtier_types::{Edition, NodeId, NodeNumber, Origin, RequestHints, TenantId, Tier};
 
 use super::tests::{BLOCK, Bench, NOW, key};
 use super::*;
+use crate::catalog::Source;
 use crate::directory::{DirectoryKey, NodeRecord, NodeState, Table};
 use crate::publication::Verdict;
 
@@ -244,7 +245,7 @@ fn a_node_that_leaves_gives_its_only_copies_to_another() {
     pair.owner.write(&[1, 2, 3]);
     pair.publish();
     pair.gossip();
-    let (metas, rest) = pair.owner.core.holdings(0, 100);
+    let (metas, rest) = pair.owner.core.holdings(0, 100, true);
     assert_eq!((metas.len(), rest), (3, None));
     let from: (NodeNumber, u64) = (pair.names[0].number(), 1);
     let lease = pair.reader.core.adopt(NOW, from, &metas, (Duration::from_secs(30), None)).unwrap();
@@ -268,7 +269,7 @@ fn copies_made_ahead_are_useful_once_read_and_wasted_if_they_go_unread() {
     pair.owner.write(&[1, 2, 3, 4]);
     pair.publish();
     pair.gossip();
-    let (metas, _) = pair.owner.core.holdings(0, 100);
+    let (metas, _) = pair.owner.core.holdings(0, 100, true);
     let from: (NodeNumber, u64) = (pair.names[0].number(), 1);
     // As much as three blocks may lie there unread.
     let terms = (Duration::from_secs(30), Some(3 * BLOCK));
@@ -318,4 +319,20 @@ fn a_source_restarted_since_it_was_found_is_not_asked() {
     );
     assert_eq!(pair.fetches().len(), 0);
     assert!(pair.reader.core.collect(lease).is_err());
+}
+
+#[test]
+fn a_node_whose_clock_was_set_back_goes_on_above_its_former_life() {
+    let mut pair = Pair::new(8);
+    pair.owner.core.join(&pair.names[0], 1_000);
+    pair.owner.write(&[1]);
+    pair.gossip();
+    assert_eq!(pair.publish(), Verdict::Whole);
+    pair.owner = Bench::new(8, false);
+    pair.owner.core.join(&pair.names[0], 1);
+    pair.owner.write(&[1, 2]);
+    assert_eq!(pair.publish(), Verdict::Superseded(Edition::first(1_000)));
+    assert_eq!(pair.owner.core.edition(), Some(Edition::first(1_001)));
+    assert_eq!(pair.owner.core.incarnation(), 1_001);
+    assert_eq!(pair.publish(), Verdict::Whole, "everything was published under the new number");
 }

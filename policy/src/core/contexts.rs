@@ -9,7 +9,6 @@ use std::time::Duration;
 use kvtier_types::{BlockKey, Instant, Layout, LayoutId, Origin, ShardKey};
 
 use super::Core;
-use crate::catalog::BlockId;
 use crate::directory::Tiers;
 use crate::entry::Entry;
 use crate::holders::HolderName;
@@ -68,7 +67,7 @@ impl Core {
     /// A block and those before it, the last first, at most [`MAX_TOUCHES_PER_CALL`]; and where to go on.
     #[must_use]
     pub fn context_above(&self, from: &ShardKey) -> (Vec<BlockPlace>, Option<ShardKey>) {
-        let Some(id) = self.find_shard(from) else { return (Vec::new(), None) };
+        let Some(id) = self.catalog.find_shard(from) else { return (Vec::new(), None) };
         let mut path = std::iter::successors(Some(id), |id| self.catalog.get(*id).parent);
         let above = path.by_ref().take(MAX_TOUCHES_PER_CALL).map(|id| self.block_place(self.catalog.get(id))).collect();
         (above, path.next().map(|id| self.shard_key(self.catalog.get(id))))
@@ -93,7 +92,9 @@ impl Core {
     #[must_use]
     pub fn tiers_of(&self, keys: &[ShardKey]) -> Vec<Tiers> {
         let keys = &keys[..keys.len().min(MAX_TOUCHES_PER_CALL)];
-        keys.iter().map(|key| self.find_shard(key).map_or(Tiers::NONE, |id| self.catalog.get(id).tiers())).collect()
+        keys.iter()
+            .map(|key| self.catalog.find_shard(key).map_or(Tiers::NONE, |id| self.catalog.get(id).tiers()))
+            .collect()
     }
 
     /// A layout that an engine was attached with lately; the latest one when none is named.
@@ -106,11 +107,6 @@ impl Core {
     #[must_use]
     pub const fn load_rates(&self) -> LoadRates {
         LoadRates { nanos_per_byte: self.costs.loads(), latency: LATENCY }
-    }
-
-    fn find_shard(&self, key: &ShardKey) -> Option<BlockId> {
-        let layout = self.catalog.find_layout(&key.layout)?;
-        self.catalog.find(&key.block, layout, key.shard)
     }
 
     fn block_place(&self, entry: &Entry) -> BlockPlace {

@@ -332,7 +332,10 @@ impl Core {
     pub(super) fn onboard_source(&self, id: BlockId) -> Option<Tier> {
         let entry = self.catalog.get(id);
         let on_device = || self.catalog.device_frame(id).and_then(device_of).is_some_and(|of| self.devices.is_live(of));
-        let from = |tier: &Tier| if *tier == Tier::Device { on_device() } else { entry.resident(*tier) };
+        let from = |tier: &Tier| match tier {
+            Tier::Device => on_device(),
+            slower => entry.resident(*slower) && !self.unread.has_failed(id, *slower),
+        };
         [Tier::Device, Tier::Disk, Tier::Object].into_iter().find(from)
     }
 }

@@ -39,9 +39,8 @@ impl Core {
 
     /// Evicts everything in the extent of another class that holds least, if all of it may go.
     pub(super) fn empty_device_extent(&mut self, device: DeviceNumber, bytes: u64) -> bool {
-        let Some(extent) = self.devices.pool(device).and_then(|pool| pool.frames.victim_extent(bytes)) else {
-            return false;
-        };
+        let victims = self.devices.pool(device).map(|pool| pool.frames.victim_extents(bytes, 1));
+        let Some(extent) = victims.and_then(|victims| victims.first().copied()) else { return false };
         let inside: Vec<BlockId> = self.catalog.on_device.in_extent(extent).take(MAX_TOUCHES_PER_CALL + 1).collect();
         let may_go = |id: &BlockId| may_leave_device(self.catalog.get(*id));
         if inside.is_empty() || inside.len() > MAX_TOUCHES_PER_CALL || !inside.iter().all(may_go) {

@@ -95,9 +95,8 @@ impl Core {
             return Err(ExportError::Incarnation { current: self.incarnation() });
         }
         self.hold(now, request, |core, key| {
-            let layout = core.catalog.find_layout(&key.layout)?;
-            let id = core.catalog.find(&key.block, layout, key.shard)?;
-            core.catalog.get(id).visible().then_some(id)
+            let id = core.catalog.find_shard(key)?;
+            core.catalog.get(id).readable().then_some(id)
         })
     }
 
@@ -300,9 +299,7 @@ impl Core {
     }
 
     fn is_here(&self, key: &ShardKey) -> bool {
-        let layout = self.catalog.find_layout(&key.layout);
-        let id = layout.and_then(|layout| self.catalog.find(&key.block, layout, key.shard));
-        id.is_some_and(|id| self.catalog.get(id).visible())
+        self.catalog.find_shard(key).is_some_and(|id| self.catalog.get(id).visible())
     }
 
     /// What became of copies that other nodes had made here ahead of their use.
@@ -377,43 +374,46 @@ impl Core {
         Some(hold.blocks.iter().map(outcome).collect())
     }
 
-    /// A page of what this node holds beside the object store, from slab index `from` on, and where the next page starts:
-    /// what a drain must find another home for.
+    /// A page of what goes with this node, from slab index `from` on, and where the next page starts: what a drain must find
+    /// another home for. What is in the object store stays, if the store does (`store_stays`).
     #[must_use]
-    pub fn holdings(&self, from: u32, limit: usize) -> (Vec<RecordMeta>, Option<u32>) {
+    pub fn holdings(&self, from: u32, limit: usize, store_stays: bool) -> (Vec<RecordMeta>, Option<u32>) {
         let mut out = Vec::new();
         for (id, entry) in self.catalog.iter_from(from) {
             if out.len() == limit {
                 return (out, Some(id.index()));
             }
-            let local = [Tier::Device, Tier::Host, Tier::Disk].into_iter().any(|tier| entry.resident(tier));
-            if local && entry.visible() && !entry.resident(Tier::Object) {
+            if entry.visible() && !(store_stays && entry.resident(Tier::Object)) {
                 out.push(self.meta(entry, entry.sequence));
             }
         }
         (out, None)
     }
 
-    /// Queues shards for the object store, whatever the rule. Answers how many were queued; what is on disk only is
-    /// brought up first.
-    pub fn write_behind(&mut self, keys: &[ShardKey]) -> usize {
-        let mut queued = 0;
-        for key in keys {
-            let Some(layout) = self.catalog.find_layout(&key.layout) else { continue };
-            let Some(id) = self.catalog.find(&key.block, layout, key.shard) else { continue };
-            if self.config.object && self.queue_offload_to(id, Tier::Object) {
-                queued += 1;
-            }
+    /// Queues shards for the object store, whatever the rule, and takes out of `keys` those that are queued or there already:
+    /// what is left waits for its bytes to come to host memory, or for another movement of its own.
+    pub fn write_behind(&mut self, keys: &mut Vec<ShardKey>) {
+        if self.config.object {
+            keys.retain(|key| {
+                let id = self.catalog.find_shard(key);
+                id.is_some_and(|id| {
+                    !self.catalog.get(id).resident(Tier::Object) && !self.queue_offload_to(id, Tier::Object)
+                })
+            });
         }
         self.pump();
-        queued
+    }
+
+    /// Whether a shard is queued for a lower tier, or on its way there.
+    #[must_use]
+    pub fn is_going_down(&self, key: &ShardKey) -> bool {
+        let going = Flags::QUEUED | Flags::TO_DISK | Flags::TO_OBJECT;
+        self.catalog.find_shard(key).is_some_and(|id| self.catalog.get(id).flags.has(going))
     }
 
     /// Whether a shard has a copy in the object store.
     #[must_use]
     pub fn in_object_store(&self, key: &ShardKey) -> bool {
-        let layout = self.catalog.find_layout(&key.layout);
-        let id = layout.and_then(|l| self.catalog.find(&key.block, l, key.shard));
-        id.is_some_and(|id| self.catalog.get(id).resident(Tier::Object))
+        self.catalog.find_shard(key).is_some_and(|id| self.catalog.get(id).resident(Tier::Object))
     }
 }

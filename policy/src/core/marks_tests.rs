@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kvtier_types::rules::{self, Copies};
 use kvtier_types::{
-    BlockHints, BlockKey, Instant, Location, NodeId, Outcome, RequestHints, SemanticType, Taint, TenantId, Tier,
-    Toleration,
+    BlockHints, BlockKey, Instant, Location, NodeId, Outcome, RecordMeta, RequestHints, SemanticType, Taint, TenantId,
+    Tier, Toleration,
 };
 
 use super::tests::{BLOCK, Bench, NOW, key};

@@ -4,19 +4,25 @@
 //! [`Core::moved`]; call [`Core::expire`] at [`Core::poll_timeout`].
 
 mod abandon;
+mod action;
+mod answer;
 mod begin;
 mod budget;
 mod calls;
 mod claiming;
 mod claims;
+mod config;
 mod contexts;
 mod control;
 mod costs;
+mod counts;
 mod device;
 mod device_room;
+mod error;
 mod export;
 mod forking;
 mod holdings;
+mod host_room;
 mod lifetime;
 mod look;
 mod lookup;
@@ -27,6 +33,7 @@ mod program_page;
 mod programs;
 mod publish;
 mod readers;
+mod records;
 mod remote;
 mod replication;
 mod session;
@@ -36,6 +43,7 @@ mod signals;
 mod spaces;
 mod standing;
 mod turns;
+mod unread;
 mod write;
 
 #[cfg(test)]
@@ -44,6 +52,8 @@ mod begin_tests;
 mod cluster_tests;
 #[cfg(test)]
 mod device_tests;
+#[cfg(test)]
+mod host_room_tests;
 #[cfg(test)]
 mod marks_tests;
 #[cfg(test)]
@@ -54,31 +64,39 @@ mod program_steps_tests;
 mod programs_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unread_tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use kvtier_types::{BlockKey, ClaimName, Expect, Instant, Location, Origin, RecordMeta, ShardKey, Tier};
+use kvtier_types::{BlockKey, ClaimName, Instant, Location, Origin, ShardKey, Tier};
 use rustc_hash::FxHashMap;
 
 pub use abandon::Freed;
+pub use action::{Action, MoveId};
+pub use answer::{AnswerFrame, LookupAnswer, RangeAnswer};
 pub use calls::GuardEvent;
 pub use claiming::{ClaimAnswer, ClaimRequest, Claiming, Survey, Unclaiming};
 pub use claims::{ClaimCounts, ClaimView, MAX_CLAIMS_PAGE};
+pub use config::{CoreConfig, WriteBehind};
 pub use contexts::{BlockPlace, ContextTips};
 pub use control::{BlockView, EvictPlan, ListFilter, ReplicaView, TierUse};
+pub use counts::Counts;
 pub use device_room::ExtentWalk;
+pub use error::CoreError;
 pub use export::{ExportError, ExportRequest, Exported, MAX_EXPORT_TTL};
 pub use holdings::Holdings;
 pub use lifetime::Explained;
 pub use look::Look;
-pub use lookup::{AnswerFrame, LookupAnswer, LookupRange, LookupRequest, RangeAnswer};
+pub use lookup::{LookupRange, LookupRequest};
 pub use marks::{Mark, MarkChange, MarkPlan, MarkSweep, TaintPattern};
 pub use movement::{MovePlan, MoveStep, Moved};
-pub use moves::{MoveEnd, Reclaimed};
+pub use moves::MoveEnd;
 pub use program_page::{MAX_PROGRAMS_PAGE, ProgramPage, ProgramView};
 pub use programs::{HolderRecord, ProgramCounts, ProgramEvent};
 pub use publish::{Located, Publish};
+pub use records::Reclaimed;
 pub use remote::{FetchConfig, FetchEnd};
 pub use settle::{LoadReport, LoadResult, ReleaseReport};
 pub use signals::{MAX_CHILDREN_PER_SIGNAL, Signal, SignalAnswer, SignalKind, Signaling};
@@ -90,10 +108,10 @@ use self::budget::WriteBudget;
 use self::calls::GuardQueue;
 use self::costs::Costs;
 use self::device::Devices;
+use self::unread::Unread;
 use crate::attachment::{Attachment, AttachmentId};
-use crate::catalog::{BlockId, Catalog, Source};
-use crate::claims::{Claims, ClaimsConfig};
-use crate::evict::EvictionConfig;
+use crate::catalog::{BlockId, Catalog};
+use crate::claims::Claims;
 use crate::frame::{FramePool, FrameRef};
 use crate::ghost::Ghost;
 use crate::holders::Cancelled;
@@ -107,202 +125,6 @@ use crate::programs::{Admission, AdmissionConfig, Hot};
 use crate::rules::Rules;
 use export::Hold;
 use spaces::KnownSpaces;
-
-/// What the core needs to know of its node.
-#[derive(Debug, Clone)]
-pub struct CoreConfig {
-    /// Whether there is a disk tier.
-    pub disk: bool,
-    /// Whether there is an object tier.
-    pub object: bool,
-    /// Copy downwards as soon as a block is sealed, instead of when host memory passes the high watermark.
-    pub eager_offload: bool,
-    /// Share of host memory, in percent, from which blocks without a lower copy are offloaded.
-    pub high_watermark_percent: u8,
-    /// Offloads under way at once.
-    pub max_offloads: usize,
-    /// Onboards under way at once.
-    pub max_onboards: usize,
-    /// Copies to devices under way at once.
-    pub max_device_copies: usize,
-    /// How long a lease lives without a heartbeat.
-    pub lease_ttl: Duration,
-    /// How long a reservation may stay unsealed.
-    pub reserve_ttl: Duration,
-    /// Silence after which an attachment is dead.
-    pub attachment_ttl: Duration,
-    /// Which blocks are written to the object store.
-    pub write_behind: WriteBehind,
-    /// Bounds of fetching from elsewhere.
-    pub fetch: FetchConfig,
-    /// What claims may take.
-    pub claims: ClaimsConfig,
-    /// How it evicts.
-    pub eviction: EvictionConfig,
-    /// Bytes a second that may be written to the disk; none for as many as come.
-    pub disk_write_rate: Option<u64>,
-}
-
-/// Which blocks are written to the object store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum WriteBehind {
-    /// Those that were read at least once: what nobody ever reads again is not worth the writing.
-    #[default]
-    Read,
-    /// All.
-    All,
-    /// None but those a drain puts there.
-    Nothing,
-}
-
-impl Default for CoreConfig {
-    fn default() -> Self {
-        Self {
-            disk: false,
-            object: false,
-            eager_offload: true,
-            high_watermark_percent: 80,
-            max_offloads: 16,
-            max_onboards: 32,
-            max_device_copies: 16,
-            lease_ttl: Duration::from_secs(30),
-            reserve_ttl: Duration::from_secs(60),
-            attachment_ttl: Duration::from_secs(15),
-            write_behind: WriteBehind::default(),
-            fetch: FetchConfig::default(),
-            claims: ClaimsConfig::default(),
-            eviction: EvictionConfig::default(),
-            disk_write_rate: None,
-        }
-    }
-}
-
-/// Why the core refuses a call.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CoreError {
-    /// The attachment is unknown: never attached, detached, or reaped. Attach again.
-    #[error("unknown attachment: attach again")]
-    UnknownAttachment,
-    /// A bound of [`crate::limits`] was reached.
-    #[error("limit reached: {what} (at most {max})")]
-    Limit {
-        /// What there is too much of.
-        what: &'static str,
-        /// The bound.
-        max: usize,
-    },
-    /// A group index outside the attachment's layout.
-    #[error("group {group} is not in the layout, which has {groups}")]
-    UnknownGroup {
-        /// The index given.
-        group: u32,
-        /// Groups of the layout.
-        groups: usize,
-    },
-    /// Blocks that no prompt has.
-    #[error("range of blocks: {what}")]
-    BadRange {
-        /// What is wrong with it.
-        what: &'static str,
-    },
-    /// Two attachments of one engine disagree.
-    #[error("engine {engine} is attached with another {what}: restart the engine, or give each engine its own id")]
-    EngineMismatch {
-        /// The engine.
-        engine: String,
-        /// `namespace` or `layout`.
-        what: &'static str,
-    },
-    /// The lease is unknown: released, or expired.
-    #[error("unknown lease")]
-    UnknownLease,
-}
-
-/// Number of a movement, never reused within a run of the core.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MoveId(u64);
-
-impl MoveId {
-    /// A number of a test's choice.
-    #[cfg(test)]
-    pub(crate) const fn new(number: u64) -> Self {
-        Self(number)
-    }
-}
-
-/// What the shell shall do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Copy a host frame into a slower tier; report with [`Core::moved`].
-    Offload {
-        /// Names the movement.
-        id: MoveId,
-        /// Where to.
-        to: Tier,
-        /// What to write beside the bytes.
-        meta: RecordMeta,
-        /// Where the bytes are.
-        frame: FrameRef,
-    },
-    /// Copy a record into a host frame; report with [`Core::moved`].
-    Onboard {
-        /// Names the movement.
-        id: MoveId,
-        /// The shard.
-        key: ShardKey,
-        /// Where from.
-        from: Tier,
-        /// Where it lies there.
-        at: Location,
-        /// What it must be.
-        expect: Expect,
-        /// Where to.
-        into: FrameRef,
-    },
-    /// Copy a frame between host memory and a device, whichever way; report with [`Core::moved`].
-    Copy {
-        /// Names the movement.
-        id: MoveId,
-        /// The shard.
-        key: ShardKey,
-        /// What it must be.
-        expect: Expect,
-        /// Where the bytes are.
-        from: FrameRef,
-        /// Where to: one of both lies on a device.
-        into: FrameRef,
-    },
-    /// Copy a shard from elsewhere into a host frame; report with [`Core::fetched`].
-    Fetch {
-        /// Names the movement.
-        id: MoveId,
-        /// The shard.
-        key: ShardKey,
-        /// Where from.
-        from: Source,
-        /// Where to.
-        into: FrameRef,
-        /// Its length.
-        bytes: u64,
-        /// When it is given up at the latest.
-        deadline: Instant,
-    },
-    /// Nobody waits for a fetch any more: end it early. Its end need not be reported.
-    CancelFetch {
-        /// The movement.
-        id: MoveId,
-    },
-    /// A record is dead.
-    Forget {
-        /// The tier.
-        tier: Tier,
-        /// Where it lies there.
-        at: Location,
-        /// Its payload's length.
-        bytes: u64,
-    },
-}
 
 /// What a movement does to the catalog when it ends.
 #[derive(Debug, Clone, Copy)]
@@ -333,49 +155,14 @@ struct Reserved {
     expires: Instant,
 }
 
-/// Counts that only grow, for metrics.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Shards sealed.
-    pub sealed: u64,
-    /// Reservations answered with a frame, `Present`, `Busy`.
-    pub reserved: [u64; 3],
-    /// Copies dropped to make room, by tier.
-    pub evicted: [u64; Tier::ALL.len()],
-    /// Movements that ended well, by target tier.
-    pub moved: [u64; Tier::ALL.len()],
-    /// Movements that failed, by target tier.
-    pub move_failures: [u64; Tier::ALL.len()],
-    /// Blocks loaded by engines, by where they came from.
-    pub loaded: [u64; Origin::ALL.len()],
-    /// Copies whose bytes did not match their checksum.
-    pub corrupt: u64,
-    /// Loads that failed for another reason than their bytes.
-    pub lost: u64,
-    /// Attachments reaped because they fell silent or their stream closed.
-    pub reaped: u64,
-    /// Reservations reaped.
-    pub reaped_reservations: u64,
-    /// Leases that expired.
-    pub expired_leases: u64,
-    /// Shards handed to peers.
-    pub exported: u64,
-    /// Export leases that ran out instead of being released.
-    pub expired_exports: u64,
-    /// Fetches given up because they took too long.
-    pub fetches_given_up: u64,
-    /// Blocks whose time ran out.
-    pub expired_blocks: u64,
-    /// Times a copy that shall stay in its tier found the tier's share for such copies full.
-    pub clipped_keeps: u64,
-}
-
 /// The policy core of one node.
 #[derive(Debug)]
 pub struct Core {
     config: CoreConfig,
     catalog: Catalog,
     frames: Box<dyn FramePool>,
+    /// Size classes that found no room in extents of others, and when.
+    without_room: FxHashMap<u64, Instant>,
     attachments: BTreeMap<AttachmentId, Attachment>,
     engines: Interner<String>,
     reserved: BTreeMap<BlockId, Reserved>,
@@ -406,6 +193,7 @@ pub struct Core {
     /// Those whose onboard failed: tried again at the next expiry.
     failed_upholds: Vec<BlockId>,
     expired_claims: Vec<ClaimName>,
+    unread: Unread,
     claim_counts: ClaimCounts,
     devices: Devices,
     fetching: Fetching,
@@ -414,6 +202,8 @@ pub struct Core {
     cancelled: Cancelled,
     program_counts: ProgramCounts,
     incarnation: u64,
+    /// When it last went on under a later number.
+    outlived: Option<Instant>,
     /// The time last told.
     clock: Instant,
     offloading: usize,
@@ -453,9 +243,11 @@ impl Core {
             upholds: VecDeque::new(),
             failed_upholds: Vec::new(),
             expired_claims: Vec::new(),
+            unread: Unread::default(),
             claim_counts: ClaimCounts::default(),
             catalog: Catalog::new(pools),
             frames,
+            without_room: FxHashMap::default(),
             attachments: BTreeMap::new(),
             engines: Interner::default(),
             reserved: BTreeMap::new(),
@@ -483,6 +275,7 @@ impl Core {
             cancelled: Cancelled::default(),
             program_counts: ProgramCounts::default(),
             incarnation: 0,
+            outlived: None,
             clock: Instant::ZERO,
             offloading: 0,
             onboarding: 0,
@@ -528,7 +321,7 @@ impl Core {
         let attachments = self.attachments.values().map(|a| a.seen + self.config.attachment_ttl);
         let reserved = self.reserved.values().map(|r| r.expires);
         let remote = self.next_export_timeout().into_iter().chain(self.next_fetch_timeout());
-        let ends = self.claims.next_deadline().into_iter().chain(self.next_expiry());
+        let ends = self.claims.next_deadline().into_iter().chain(self.next_expiry()).chain(self.unread.next());
         leases.chain(attachments).chain(reserved).chain(remote).chain(ends).min()
     }
 

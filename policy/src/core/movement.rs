@@ -131,8 +131,7 @@ impl Core {
     /// Where a shard's record lies in a lower tier, and what it must be.
     #[must_use]
     pub fn record_of(&self, key: &ShardKey, tier: Tier) -> Option<(Location, Expect)> {
-        let layout = self.catalog.find_layout(&key.layout)?;
-        let entry = self.catalog.get(self.catalog.find(&key.block, layout, key.shard)?);
+        let entry = self.catalog.get(self.catalog.find_shard(key)?);
         let at = match tier {
             Tier::Disk => entry.disk,
             Tier::Object => entry.object,

@@ -262,12 +262,9 @@ impl Core {
 
     /// Takes in a program or session of a former life, once its blocks are recovered. May be told again.
     pub fn restore_holder(&mut self, now: Instant, record: &HolderRecord) {
-        let find = |core: &Self, key: &ShardKey| {
-            let layout = core.catalog.find_layout(&key.layout)?;
-            core.catalog.find(&key.block, layout, key.shard)
-        };
-        let tips: Vec<BlockId> = record.tips.iter().filter_map(|key| find(self, key)).collect();
-        let context: Vec<BlockId> = record.context.iter().filter_map(|key| find(self, key)).collect();
+        let find =
+            |keys: &[ShardKey]| keys.iter().filter_map(|key| self.catalog.find_shard(key)).collect::<Vec<BlockId>>();
+        let (tips, context) = (find(&record.tips), find(&record.context));
         let revived = self.catalog.hold(now, &record.name, &tips);
         self.restand_all(revived);
         self.catalog.follow_session(now, &record.name, &context);

@@ -1,6 +1,6 @@
 //! Programs and what their signals free, against hand-made situations.
 
-use kvtier_types::{BlockHints, BlockKey, Location, Outcome, RequestHints, TenantId, Tier};
+use kvtier_types::{BlockHints, BlockKey, Location, Outcome, RecordMeta, RequestHints, TenantId, Tier};
 
 use super::tests::{Bench, NOW, key};
 use super::*;

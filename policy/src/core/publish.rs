@@ -1,5 +1,7 @@
 //! What the directory is told of this node, and what it tells of others.
 
+use std::time::Duration;
+
 use kvtier_types::{Edition, Instant, NodeId, ShardKey};
 use rustc_hash::FxHashMap;
 
@@ -9,6 +11,9 @@ use crate::directory::{Batch, Digest, DirectoryKey, MAX_CHANGES_PER_BATCH, NodeR
 use crate::limits::{MAX_SOURCES, MAX_TOUCHES_PER_CALL};
 use crate::members::Members;
 use crate::publication::{Publication, PublicationCounts, Verdict};
+
+/// A node that finds a later life of its own name in the directory goes on above it at most so often.
+const OUTLIVE_EVERY: Duration = Duration::from_secs(60);
 
 /// What is to be done for publication now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +134,24 @@ impl Core {
 
     /// Takes the directory's answers to a flight; `None` when it did not answer in time.
     pub fn published(&mut self, answers: Option<&[(Edition, Digest)]>) -> Verdict {
-        self.catalog.publication.as_mut().map_or(Verdict::Whole, |p| p.landed(answers))
+        let verdict = self.catalog.publication.as_mut().map_or(Verdict::Whole, |p| p.landed(answers));
+        if let Verdict::Superseded(later) = verdict {
+            self.outlive(later);
+        }
+        verdict
+    }
+
+    /// Goes on under a number above that of the life that the directory knows, but not again at once: two daemons of one name
+    /// would never come to an end.
+    fn outlive(&mut self, later: Edition) {
+        let Some(publication) = &mut self.catalog.publication else { return };
+        if self.outlived.is_some_and(|at| self.clock.since(at) < OUTLIVE_EVERY) {
+            return;
+        }
+        self.outlived = Some(self.clock);
+        let edition = Edition::first(later.incarnation().saturating_add(1));
+        publication.start_over(edition);
+        self.incarnation = edition.incarnation();
     }
 
     /// Takes the directory's digests of this node's edition. Ask for them only while [`Self::publish`] has no flight open.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kvtier_types::{BlockKey, Effect, Instant, Origin, RecordMeta, SemanticType, ShardKey, Taint, Tier};
 
+use super::host_room::WithoutRoom;
 use super::{Action, Core, MoveId, Movement};
 use crate::attachment::AttachmentId;
 use crate::catalog::{BlockId, Remote, Scope, Source};
@@ -148,22 +149,20 @@ impl Core {
 
     pub(super) fn pump_fetches(&mut self) {
         let limits = self.config.fetch;
-        while self.fetching.count < limits.max_fetches && self.fetching.bytes < limits.max_bytes {
-            let Some(&id) = self.fetches.front() else { return };
+        let mut pass = WithoutRoom::default();
+        while self.fetching.count < limits.max_fetches && self.fetching.bytes < limits.max_bytes && !pass.is_full() {
+            let Some(id) = self.fetches.pop_front() else { break };
             self.skip_former_lives(id);
             let entry = self.catalog.get(id);
             let wanted =
                 self.waiters.contains_key(&id) && entry.flags.has(Flags::REMOTE) && !entry.flags.has(Flags::DOOMED);
             let next = self.catalog.remotes.get(&id).and_then(|r| r.untried.front()).copied();
             let Some(source) = next.filter(|_| wanted && entry.host.is_none()) else {
-                self.fetches.pop_front();
                 self.onboard_ended(id);
                 continue;
             };
             let bytes = u64::from(entry.bytes);
-            // Without room it stays first in line: a lease that ends, or growth, makes some.
-            let Some(into) = self.host_frame(bytes) else { return };
-            self.fetches.pop_front();
+            let Some(into) = self.frame_in_pass(id, &mut pass) else { continue };
             if let Some(remote) = self.catalog.remotes.get_mut(&id) {
                 remote.untried.pop_front();
             }
@@ -176,6 +175,7 @@ impl Core {
             let deadline = started + limits.deadline;
             self.actions.push_back(Action::Fetch { id: move_id, key, from: source, into, bytes, deadline });
         }
+        pass.last_first().for_each(|id| self.fetches.push_front(id));
     }
 
     /// A source that was restarted since it was found has nothing under that name any more.
@@ -240,6 +240,11 @@ impl Core {
         let remote = self.catalog.remotes.remove(&id).unwrap_or_default();
         let (adopted, is_late) = (remote.adopted, remote.ahead && self.is_awaited_by_reader(id));
         let is_early = remote.ahead && !is_late;
+        if self.catalog.get(id).checksum != meta.checksum {
+            // Copies that could not be read are of another sealing, and all of a block is of one.
+            self.drop_copy(id, Tier::Disk);
+            self.drop_copy(id, Tier::Object);
+        }
         self.catalog.update(id, |e| {
             e.host = Some(into);
             e.checksum = meta.checksum;

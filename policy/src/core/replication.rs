@@ -31,8 +31,7 @@ impl Core {
 
     /// A block's copies could not all be made.
     pub fn replicate_again(&mut self, key: &ShardKey) {
-        let layout = self.catalog.find_layout(&key.layout);
-        if let Some(id) = layout.and_then(|l| self.catalog.find(&key.block, l, key.shard)) {
+        if let Some(id) = self.catalog.find_shard(key) {
             self.want_replicas(id);
         }
     }

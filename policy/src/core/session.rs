@@ -120,6 +120,7 @@ impl Core {
         self.expire_exports(now);
         self.expire_fetches(now);
         self.expire_blocks(now);
+        self.try_unread();
         self.walk();
         self.pump();
         silent

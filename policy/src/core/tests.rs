@@ -1,8 +1,8 @@
 //! The core against hand-made situations; sequences against a naive model are in `tests/model.rs`.
 
 use kvtier_types::{
-    BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Origin, Outcome, RequestHints,
-    TenantId, Tier,
+    BlockKey, GroupKind, GroupSpec, HashAlgorithm, Instant, Layout, Location, Namespace, Origin, Outcome, RecordMeta,
+    RequestHints, TenantId, Tier,
 };
 
 use super::*;
@@ -114,7 +114,7 @@ impl Bench {
         self.core.seal(self.who, &[seal]).unwrap()[0]
     }
 
-    fn lookup(&mut self, request_id: &str, keys: &[u8]) -> LeaseId {
+    pub(super) fn lookup(&mut self, request_id: &str, keys: &[u8]) -> LeaseId {
         let range = LookupRange { group: 0, first_block: 0, keys: keys.iter().map(|n| key(*n)).collect() };
         let request = LookupRequest {
             attachment: self.who,

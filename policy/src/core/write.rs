@@ -8,9 +8,9 @@ use crate::attachment::AttachmentId;
 use crate::catalog::{BlockId, Scope};
 use crate::entry::{Entry, Flags, NEVER};
 use crate::evict::SegmentId;
-use crate::frame::{Allocation, FrameRef};
+use crate::frame::FrameRef;
 use crate::ledger::MissReason;
-use crate::limits::{MAX_KEYS_PER_CALL, MAX_SCOPES, VICTIM_SCAN};
+use crate::limits::{MAX_KEYS_PER_CALL, MAX_SCOPES};
 
 /// Blocks an engine is about to write: consecutive blocks of one group.
 #[derive(Debug, Clone)]
@@ -90,6 +90,7 @@ impl Core {
     /// # Errors
     /// [`CoreError`] when the attachment or group is unknown or a bound is passed; nothing is reserved then.
     pub fn reserve(&mut self, now: Instant, request: &ReserveRequest) -> Result<Vec<Reservation>, CoreError> {
+        self.tell_time(now);
         let batch = self.batch(now, request)?;
         let mut parents: Vec<Option<BlockId>> = (0..batch.shards)
             .map(|shard| request.parent.as_ref().and_then(|p| self.catalog.find(p, batch.layout, shard)))
@@ -159,7 +160,7 @@ impl Core {
             (0..batch.shards).map(|s| core.catalog.find(&template.key, batch.layout, s)).collect()
         };
         let is_here = |core: &Self, known: &[Option<BlockId>]| {
-            known.iter().all(|id| id.is_some_and(|id| core.catalog.get(id).visible()))
+            known.iter().all(|id| id.is_some_and(|id| core.catalog.get(id).readable()))
         };
         let mut known = find(self);
         if is_here(self, &known) {
@@ -258,67 +259,6 @@ impl Core {
             id
         };
         self.reserved.insert(id, reserved);
-    }
-
-    /// A frame of host memory, evicting if that is what it takes. `None`: no room now.
-    pub(super) fn host_frame(&mut self, bytes: u64) -> Option<FrameRef> {
-        // One victim frees one frame of its class. A third try covers an extent that first has to change its class.
-        for _ in 0..3 {
-            match self.frames.alloc(bytes) {
-                Allocation::Granted(frame) => {
-                    self.host_used_bytes += self.frames.class(bytes);
-                    return Some(frame);
-                }
-                Allocation::Growing => return None,
-                Allocation::Full => {
-                    if !self.evict_host(bytes) && !self.empty_extent(bytes) {
-                        return None;
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    /// Evicts one block of the size class of `bytes`: the first in rank with a lower copy among the first few, else
-    /// the first.
-    fn evict_host(&mut self, bytes: u64) -> bool {
-        let class = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let victim = self.host_victim(class);
-        if let Some(victim) = victim {
-            self.evict_copy(victim, Tier::Host);
-        }
-        victim.is_some()
-    }
-
-    /// Of the first few in rank the one that loses least: what it is worth to have it, times what it costs to have it again.
-    fn host_victim(&mut self, class: u32) -> Option<BlockId> {
-        let candidates = self.catalog.victims(Tier::Host, class, VICTIM_SCAN);
-        let loss = |id: &BlockId| self.catalog.worth(*id) * self.costs.again(self.catalog.get(*id));
-        // Of equal ones the first.
-        candidates.into_iter().map(|id| (loss(&id), id)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, id)| id)
-    }
-
-    /// Evicts everything in the extent of another class that holds least, if all of it may go.
-    fn empty_extent(&mut self, bytes: u64) -> bool {
-        let Some(extent) = self.frames.victim_extent(bytes) else { return false };
-        let inside: Vec<BlockId> = self
-            .catalog
-            .iter_from(0)
-            .filter(|(_, e)| e.host.is_some_and(|f| f.extent == extent))
-            .map(|(id, _)| id)
-            .collect();
-        // What a claim keeps may go where it can be brought back into another extent, which it is at once.
-        let stays = |e: &Entry| e.in_use() || e.keeps(Tier::Host) && e.disk.is_none() && e.object.is_none();
-        if inside.is_empty() || inside.iter().any(|id| stays(self.catalog.get(*id))) {
-            return false;
-        }
-        for id in inside {
-            if self.catalog.try_get(id).is_some() {
-                self.evict_copy(id, Tier::Host);
-            }
-        }
-        true
     }
 
     /// Drops a copy to make room, and remembers that the block was here if it was the last.

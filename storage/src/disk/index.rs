@@ -25,8 +25,11 @@ use crate::disk::record::{PAGE_BYTES, record_pages};
 use crate::disk::segment::{Entry, SegmentHeader, entry_bytes, page_number, tail_pages};
 use crate::store::{Location, RecordMeta, StorageError, Usage};
 
-/// After the file system had no room for a segment, how long until it is asked again.
+/// After there was no room for a segment, how long until it is tried again.
 const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
+/// The same for another file while segments are free: it would make the tier larger, and a refused one is an allocation in
+/// vain, on a file system that others may need.
+const GROW_RETRY: Duration = Duration::from_secs(60);
 
 /// Work for the keeper thread, which does the blocking file operations.
 #[derive(Debug)]
@@ -162,7 +165,30 @@ struct Inner {
     active: Option<u32>,
     /// The next segment to become active, and whether it is ready.
     prepared: Option<(u32, bool)>,
+    /// When there was last no room for another file; `None` once one was made since.
+    no_file_since: Option<Instant>,
+    /// When there was last no room to make a free segment ready; `None` once another became free since.
     no_space_since: Option<Instant>,
+}
+
+impl Inner {
+    /// The segment to make ready next, if there is one: what is free, and another file while there is room for it.
+    fn next_segment(&self) -> Option<usize> {
+        let of_state = |state| self.segments.iter().position(|s| s.state == state);
+        let waits = |since: Option<Instant>, retry: Duration| since.is_some_and(|since| since.elapsed() < retry);
+        let free = of_state(State::Free).filter(|_| !waits(self.no_space_since, NO_SPACE_RETRY));
+        let retry = if free.is_some() { GROW_RETRY } else { NO_SPACE_RETRY };
+        let absent = of_state(State::Absent).filter(|_| !waits(self.no_file_since, retry));
+        // Where spare segments are kept something is always free: what was refused comes first once its time has come.
+        if self.no_file_since.is_some() { absent.or(free) } else { free.or(absent) }
+    }
+
+    /// Sealed segments with live records: their live bytes and numbers.
+    fn reclaimable(&self) -> impl Iterator<Item = (u64, u32)> {
+        let sealed = self.segments.iter().enumerate();
+        let sealed = sealed.filter(|(_, s)| s.state == State::Sealed && !s.live.is_empty());
+        sealed.map(|(n, s)| (s.live_bytes, page_number(n as u64)))
+    }
 }
 
 /// All segments.
@@ -177,7 +203,7 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) fn new(segments: Vec<Segment>, segment_bytes: u64, commands: Sender<Command>) -> Self {
-        let inner = Inner { segments, active: None, prepared: None, no_space_since: None };
+        let inner = Inner { segments, active: None, prepared: None, no_file_since: None, no_space_since: None };
         let this = Self { inner: Mutex::new(inner), changed: Notify::new(), commands, segment_bytes };
         let mut inner = this.inner.lock();
         for segment in 0..inner.segments.len() {
@@ -236,11 +262,7 @@ impl Index {
         if inner.prepared.is_some() {
             return true;
         }
-        if inner.no_space_since.is_some_and(|since| since.elapsed() < NO_SPACE_RETRY) {
-            return false;
-        }
-        let of_state = |state| inner.segments.iter().position(|s| s.state == state);
-        let Some(next) = of_state(State::Free).or_else(|| of_state(State::Absent)) else { return false };
+        let Some(next) = inner.next_segment() else { return false };
         inner.segments[next].state = State::Prepared;
         let next = page_number(next as u64);
         inner.prepared = Some((next, false));
@@ -269,7 +291,7 @@ impl Index {
         if this.state == State::Sealed && this.live.is_empty() && this.pins == 0 {
             let file = this.file.take();
             *this = Segment::empty(State::Free, file);
-            // Freed space is worth another try even if the file system had no room for a new file.
+            // It is worth a try even if another could not be made ready.
             inner.no_space_since = None;
             self.changed.notify_waiters();
         }
@@ -295,7 +317,11 @@ impl Index {
     pub(crate) fn prepared(&self, segment: u32, epoch: u64, file: Arc<File>) {
         let mut inner = self.inner.lock();
         let this = &mut inner.segments[segment as usize];
+        let is_new = this.file.is_none();
         *this = Segment { epoch, ..Segment::empty(State::Prepared, Some(file)) };
+        if is_new {
+            inner.no_file_since = None;
+        }
         inner.prepared = Some((segment, true));
         drop(inner);
         self.changed.notify_waiters();
@@ -304,10 +330,16 @@ impl Index {
     /// The keeper could not: `file` is what is left of it, if anything.
     pub(crate) fn prepare_failed(&self, segment: u32, file: Option<Arc<File>>) {
         let mut inner = self.inner.lock();
-        let state = if file.is_some() { State::Free } else { State::Absent };
+        let now = Some(Instant::now());
+        let state = if file.is_some() {
+            inner.no_space_since = now;
+            State::Free
+        } else {
+            inner.no_file_since = now;
+            State::Absent
+        };
         inner.segments[segment as usize] = Segment::empty(state, file);
         inner.prepared = None;
-        inner.no_space_since = Some(Instant::now());
         drop(inner);
         self.changed.notify_waiters();
     }
@@ -380,12 +412,30 @@ impl Index {
         }
     }
 
+    /// Bytes that can be written before a segment must be emptied. Segments without a file are room as long as none was
+    /// refused one.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        let inner = self.inner.lock();
+        let room = |s: &Segment| match s.state {
+            State::Absent if inner.no_file_since.is_some() => 0,
+            State::Absent | State::Free | State::Prepared => self.segment_bytes,
+            State::Active => self.segment_bytes - s.cursor * PAGE_BYTES as u64,
+            State::Draining | State::Sealing | State::Sealed => 0,
+        };
+        inner.segments.iter().map(room).sum()
+    }
+
     /// The sealed segment with the fewest live bytes.
     pub(crate) fn reclaim_candidate(&self) -> Option<u32> {
         let inner = self.inner.lock();
-        let sealed = inner.segments.iter().enumerate();
-        let sealed = sealed.filter(|(_, s)| s.state == State::Sealed && !s.live.is_empty());
-        sealed.min_by_key(|(_, s)| s.live_bytes).map(|(n, _)| page_number(n as u64))
+        inner.reclaimable().min().map(|(_, segment)| segment)
+    }
+
+    /// The sealed segments with the fewest live bytes, the emptiest first, at most so many.
+    pub(crate) fn reclaim_candidates(&self, most: usize) -> Vec<u32> {
+        let mut found: Vec<(u64, u32)> = self.inner.lock().reclaimable().collect();
+        found.sort_unstable();
+        found.into_iter().take(most).map(|(_, segment)| segment).collect()
     }
 
     /// Live records of a segment with their payload lengths, in the order of their offsets.
@@ -432,3 +482,6 @@ impl Drop for Pin {
         self.index.free_if_dead(&mut inner, self.segment);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,7 +67,7 @@ impl Keeper {
             Ok((epoch, file)) => self.index.prepared(segment, epoch, file),
             Err(error) => {
                 if no_space(&error) {
-                    tracing::warn!(%error, "disk tier: the file system has no room for another log segment");
+                    tracing::warn!(%error, "disk tier: there is no room for another log segment");
                 } else {
                     self.poison.set(error.to_string());
                 }

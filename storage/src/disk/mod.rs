@@ -42,6 +42,7 @@ use crate::lock::lock_dir;
 use crate::store::{BlockStore, Expect, Location, ReadBack, RecordMeta, StorageError, Usage, Written};
 
 pub use config::{DiskConfig, MAX_SEGMENTS};
+pub use segment::{MAX_SEGMENT_BYTES, MIN_SEGMENT_BYTES};
 
 /// Bytes of reads in the device's queue: more adds latency, not bandwidth.
 pub const MAX_READ_BYTES: u64 = 32 << 20;
@@ -156,6 +157,19 @@ impl DiskStore {
     #[must_use]
     pub fn reclaim_candidate(&self) -> Option<u32> {
         self.index.reclaim_candidate()
+    }
+
+    /// As [`Self::reclaim_candidate`], with those that are next to it: the cheapest first, at most so many.
+    #[must_use]
+    pub fn reclaim_candidates(&self, most: usize) -> Vec<u32> {
+        self.index.reclaim_candidates(most)
+    }
+
+    /// Bytes that can be written before a segment must be emptied. Once another segment file was refused, by a file system
+    /// smaller than the capacity or for want of descriptors, only files that exist count until one can be made again.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        self.index.room_bytes()
     }
 
     /// The records of `segment` that are not forgotten, with their payload lengths.

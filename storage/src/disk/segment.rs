@@ -12,8 +12,7 @@
 //!
 //! *Bounds*: the footer is at most what the segment's records leave free; the writer counts its bytes as it appends.
 
-use std::fs::File;
-use std::io::Read;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::codec::{MAX_META_BYTES, Malformed, Reader, Writer, crc64};
 use crate::disk::record::{FORMAT_VERSION, PAGE_BYTES, Page, PageError, close_page, open_page};
@@ -23,9 +22,9 @@ const HEADER_MAGIC: [u8; 8] = *b"KVTSEG\0\n";
 const TRAILER_MAGIC: [u8; 8] = *b"KVTFTR\0\n";
 
 /// Smallest segment: room for a header, a trailer, a footer page and some records.
-pub(crate) const MIN_SEGMENT_BYTES: u64 = 16 * PAGE_BYTES as u64;
+pub const MIN_SEGMENT_BYTES: u64 = 16 * PAGE_BYTES as u64;
 /// Largest segment: keeps a footer of small records, and what is lost when one segment is damaged, within reason.
-pub(crate) const MAX_SEGMENT_BYTES: u64 = 4 << 30;
+pub const MAX_SEGMENT_BYTES: u64 = 4 << 30;
 
 /// Upper bound of one footer entry's bytes.
 pub(crate) const MAX_ENTRY_BYTES: usize = 4 + MAX_META_BYTES;
@@ -163,13 +162,17 @@ pub(crate) fn parse_file_name(name: &str) -> Option<u32> {
     (file_name(number) == name).then_some(number)
 }
 
-/// A random non-zero number for a new life of a segment.
+/// A random non-zero number for a new life of a segment. Opens no file: a free segment is used again though the process has
+/// no descriptors left.
 ///
 /// # Errors
 /// The system's error when its random source cannot be read.
 pub(crate) fn fresh_epoch() -> std::io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let mut bytes = [0u8; 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty())?;
+    }
     Ok(u64::from_le_bytes(bytes).max(1))
 }
 

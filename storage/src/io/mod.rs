@@ -195,9 +195,10 @@ pub(crate) fn start(engine: IoEngine, depth: u32) -> io::Result<(Arc<dyn BlockIo
     Ok((Arc::new(threads::Threads::start(depth)?), refused.into_iter().collect()))
 }
 
-/// An error that means "no space", of whatever kind: the disk's, the quota's, the process's.
+/// An error that means "no space", of whatever kind: the disk's, the quota's, the process's, its open files' or the system's.
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+    let space = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
+    space.contains(&error.kind()) || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 #[cfg(test)]

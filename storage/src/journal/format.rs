@@ -11,12 +11,14 @@
 //! kind 5   mark: see `marks.rs`
 //! kind 6   program, kind 7 program ended: see `programs.rs`
 //! kind 8   part of a declared graph, kind 9 its progress, kind 10 graph ended: see `graphs.rs`
+//! kind 11  wiped: up to sequence u64
+//! kind 12  tier used: its position in `Tier::ALL` u8
 //! ```
 //! New kinds may be added without a new version: a build that does not know a kind refuses the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use kvtier_types::{BlockKey, ClaimName, ShardKey};
+use kvtier_types::{BlockKey, ClaimName, ShardKey, Tier};
 
 use super::claims::{self, ClaimFacts, ClaimPart};
 use super::graphs::{GraphFacts, GraphKey, GraphPart, GraphProgress};
@@ -38,6 +40,8 @@ const KIND_PROGRAM_ENDED: u8 = 7;
 const KIND_GRAPH: u8 = 8;
 const KIND_GRAPH_PROGRESS: u8 = 9;
 const KIND_GRAPH_ENDED: u8 = 10;
+const KIND_WIPED: u8 = 11;
+const KIND_TIER_USED: u8 = 12;
 /// Bytes before an entry's payload.
 const ENTRY_HEAD_BYTES: usize = 1 + 2;
 const EVICTED_BYTES: usize = 66 + 8;
@@ -76,13 +80,22 @@ pub enum Entry {
     GraphProgress(GraphProgress),
     /// A graph is forgotten.
     GraphEnded(GraphKey),
+    /// What was evicted before is not known any more: all records of at most that sequence stay dead, whatever their
+    /// keys and wherever they come up again. The highest counts, for good.
+    Wiped {
+        /// A sequence that no record of before is above.
+        up_to_sequence: u64,
+    },
+    /// From now on a tier may hold records that this journal is about.
+    TierUsed(Tier),
 }
 
 impl Entry {
     /// Bytes of its payload, at most 64 KiB.
     fn payload_bytes(&self) -> usize {
         match self {
-            Self::Incarnation(_) => 8,
+            Self::Incarnation(_) | Self::Wiped { .. } => 8,
+            Self::TierUsed(_) => 1,
             Self::Evicted { .. } => EVICTED_BYTES,
             Self::Claim(part) => part.payload_bytes(),
             Self::ClaimEnded(name) => claims::ended_bytes(name),
@@ -112,12 +125,15 @@ impl Entry {
             Self::Graph(_) => KIND_GRAPH,
             Self::GraphProgress(_) => KIND_GRAPH_PROGRESS,
             Self::GraphEnded(_) => KIND_GRAPH_ENDED,
+            Self::Wiped { .. } => KIND_WIPED,
+            Self::TierUsed(_) => KIND_TIER_USED,
         };
         let len = u16::try_from(self.payload_bytes()).expect("no payload is longer than 64 KiB");
         let mut writer = Writer(body);
         writer.u8(kind).u16(len);
         match self {
-            Self::Incarnation(n) => drop(writer.u64(*n)),
+            Self::Incarnation(n) | Self::Wiped { up_to_sequence: n } => drop(writer.u64(*n)),
+            Self::TierUsed(tier) => drop(writer.u8(u8::try_from(tier.index()).expect("there are four tiers"))),
             Self::Evicted { key, up_to_sequence } => drop(writer.key(key).u64(*up_to_sequence)),
             Self::Claim(part) => part.encode(&mut writer),
             Self::ClaimEnded(name) => claims::encode_name(name, &mut writer),
@@ -156,6 +172,10 @@ pub(super) struct Facts {
     pub(super) marks: BTreeMap<BlockKey, MarkRecord>,
     pub(super) programs: ProgramFacts,
     pub(super) graphs: GraphFacts,
+    /// Records of at most this sequence are dead, whatever their keys; zero when nothing was lost.
+    pub(super) wiped_up_to: u64,
+    /// Tiers that hold records, as far as anybody said.
+    pub(super) tiers: BTreeSet<Tier>,
 }
 
 impl Facts {
@@ -176,7 +196,19 @@ impl Facts {
             Entry::Graph(part) => self.graphs.part(part),
             Entry::GraphProgress(progress) => self.graphs.progress(progress),
             Entry::GraphEnded(key) => self.graphs.end(key),
+            Entry::Wiped { up_to_sequence } => self.wiped_up_to = self.wiped_up_to.max(*up_to_sequence),
+            Entry::TierUsed(tier) => {
+                self.tiers.insert(*tier);
+            }
         }
+    }
+
+    /// The highest sequence that an entry names.
+    pub(super) fn last_sequence(&self) -> u64 {
+        let evicted = self.evicted.values().copied();
+        let marked = self.marks.values().map(|mark| mark.up_to_sequence);
+        let abandoned = self.programs.abandoned.values().copied();
+        evicted.chain(marked).chain(abandoned).fold(self.wiped_up_to, u64::max)
     }
 
     /// The entries of a snapshot.
@@ -194,7 +226,9 @@ impl Facts {
             parts.into_iter().map(Entry::Graph).chain(progress.map(Entry::GraphProgress))
         };
         let graphs = self.graphs.all().flat_map(of_graph);
-        let first = std::iter::once(Entry::Incarnation(self.incarnation));
+        let wiped = (self.wiped_up_to > 0).then_some(Entry::Wiped { up_to_sequence: self.wiped_up_to });
+        let tiers = self.tiers.iter().copied().map(Entry::TierUsed);
+        let first = std::iter::once(Entry::Incarnation(self.incarnation)).chain(wiped).chain(tiers);
         first.chain(evicted).chain(claims).chain(marks).chain(programs).chain(graphs)
     }
 
@@ -203,7 +237,8 @@ impl Facts {
         let marks: usize = self.marks.values().map(|m| ENTRY_HEAD_BYTES + m.payload_bytes()).sum();
         let parts =
             self.claims.snapshot_bytes() + marks + self.programs.snapshot_bytes() + self.graphs.snapshot_bytes();
-        ((self.evicted.len() + 1) * MAX_FIXED_BYTES + parts) as u64
+        // One entry for the incarnation and one for what is wiped.
+        ((self.evicted.len() + self.tiers.len() + 2) * MAX_FIXED_BYTES + parts) as u64
     }
 }
 
@@ -323,7 +358,13 @@ fn entry(reader: &mut Reader<'_>) -> Result<Entry, u8> {
         KIND_GRAPH => GraphPart::decode(&mut payload).map(Entry::Graph),
         KIND_GRAPH_PROGRESS => GraphProgress::decode(&mut payload).map(Entry::GraphProgress),
         KIND_GRAPH_ENDED => GraphKey::decode(&mut payload).map(Entry::GraphEnded),
+        KIND_WIPED => payload.u64().map(|up_to_sequence| Entry::Wiped { up_to_sequence }),
+        KIND_TIER_USED => payload.u8().and_then(tier).map(Entry::TierUsed),
         _ => return Err(kind),
     };
     if payload.0.is_empty() { entry.map_err(|_| kind) } else { Err(kind) }
+}
+
+fn tier(position: u8) -> Result<Tier, Malformed> {
+    Tier::ALL.get(usize::from(position)).copied().ok_or(Malformed("an unknown tier"))
 }

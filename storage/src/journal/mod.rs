@@ -2,8 +2,9 @@
 //!
 //! *Invariants*: [`Journal::append`] returns only when its entries are durable, all or none of them. A torn tail (a crash
 //! within an append that never returned) is cut. Damage before the tail never goes unnoticed: the file is kept aside as
-//! `journal.corrupt-N`, what can be read of it counts, and [`JournalState::damaged`] tells the daemon that evictions may
-//! be missing. A file of a newer build is refused, never wiped.
+//! `journal.corrupt-N`, and what can be read of it counts. Evictions may be missing then, and all of them are where there
+//! is no file: the snapshot that takes its place says so for good, by [`JournalState::wiped_up_to`]
+//! (`what_was_lost_is_said_for_good_and_with_the_first_snapshot`). A file of a newer build is refused, never wiped.
 //! *Bounds*: [`MAX_EVICTED`] keys, [`MAX_CLAIMS`] claims with [`MAX_CLAIM_BLOCKS`] blocks, [`MAX_MARKS`] marked blocks,
 //! [`MAX_PROGRAMS`] programs and [`MAX_ABANDONED`] abandoned ones, [`MAX_GRAPHS`] declared graphs of [`MAX_GRAPHS_BYTES`],
 //! one frame per append; a file of at most [`COMPACT_FACTOR`] times its live entries.
@@ -15,13 +16,14 @@ mod graphs;
 mod marks;
 mod programs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use kvtier_types::{BlockKey, ShardKey};
+use kvtier_types::{BlockKey, ShardKey, Tier};
 use parking_lot::Mutex;
 
 use crate::lock::{DirLock, lock_dir};
@@ -70,12 +72,38 @@ pub struct JournalState {
     pub abandoned: Vec<(ProgramName, u64)>,
     /// What programs declared, and how far they were.
     pub graphs: Vec<GraphRecord>,
-    /// Entries were lost: records that were evicted by verb may come back, so tiers should be wiped.
+    /// Entries were lost. Told once; what follows from it is [`Self::wiped_up_to`].
     pub damaged: bool,
-    /// There was no journal: the first start, or someone removed it.
+    /// There was no journal: the first start, or someone removed it. Told once; what follows is the same.
     pub created: bool,
+    /// Records of at most this sequence are dead, whatever their keys: nothing says any more which of them were
+    /// evicted. Kept for good; zero where nothing was lost and the journal was begun by a build that did not say it.
+    pub wiped_up_to: u64,
+    /// The highest sequence that an entry names: what is written from now on must have a higher one.
+    pub last_sequence: u64,
+    /// Tiers that may hold records above [`Self::wiped_up_to`]: while one is away, what is said of them must be kept.
+    pub tiers: BTreeSet<Tier>,
     /// What was cut or kept aside, for the log.
     pub notes: Vec<String>,
+}
+
+impl JournalState {
+    fn take_in(&mut self, facts: &Facts) {
+        self.incarnation = facts.incarnation;
+        self.evicted = facts.evicted.clone();
+        self.claims = facts.claims.live.values().cloned().collect();
+        self.marks = facts.marks.clone();
+        self.programs = facts.programs.live.values().cloned().collect();
+        self.abandoned = facts.programs.abandoned.iter().map(|(name, up_to)| (name.clone(), *up_to)).collect();
+        self.graphs = facts.graphs.live.values().cloned().collect();
+        self.wiped_up_to = facts.wiped_up_to;
+        self.last_sequence = facts.last_sequence();
+        self.tiers = facts.tiers.clone();
+        if facts.wiped_up_to == 0 {
+            // The build that began it did not say which tiers it used.
+            self.tiers.insert(Tier::Disk);
+        }
+    }
 }
 
 /// The open journal. Its calls block on the disk.
@@ -126,16 +154,16 @@ impl Journal {
             let cut = bytes.len() - parsed.whole_bytes;
             state.notes.push(format!("{}: cut a torn tail of {cut} bytes", path.display()));
         }
+        let mut facts = parsed.facts;
+        if state.damaged || state.created {
+            // In the snapshot that takes the lost file's place: before it the loss is found again, after it it is known.
+            let up_to_sequence = facts.last_sequence().max(unix_micros());
+            facts.apply(&Entry::Wiped { up_to_sequence });
+        }
         // A snapshot at every open: it cuts, compacts, and shows at once whether the directory can be written to.
-        let (file, bytes) = NewFile::write(dir, &parsed.facts)?.install(dir)?;
-        state.incarnation = parsed.facts.incarnation;
-        state.evicted = parsed.facts.evicted.clone();
-        state.claims = parsed.facts.claims.live.values().cloned().collect();
-        state.marks = parsed.facts.marks.clone();
-        state.programs = parsed.facts.programs.live.values().cloned().collect();
-        state.abandoned = parsed.facts.programs.abandoned.iter().map(|(name, up_to)| (name.clone(), *up_to)).collect();
-        state.graphs = parsed.facts.graphs.live.values().cloned().collect();
-        let inner = Inner { file, bytes, facts: parsed.facts, poison: None };
+        let (file, bytes) = NewFile::write(dir, &facts)?.install(dir)?;
+        state.take_in(&facts);
+        let inner = Inner { file, bytes, facts, poison: None };
         Ok((Self { dir: dir.to_owned(), inner: Mutex::new(inner), _lock: lock }, state))
     }
 
@@ -317,6 +345,13 @@ impl NewFile {
         renamed.map_err(|error| io_error("replace", &path, error))?;
         Ok((self.file, self.bytes))
     }
+}
+
+/// Microseconds since 1970. As a sequence it is above all that were given out before: they are counted up from one, or
+/// from such a moment, and no node writes a million records a second all the time.
+fn unix_micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or_default()
 }
 
 /// Keeps a damaged journal under the first free name. It is copied, so that a crash before the next snapshot is in its

@@ -97,6 +97,7 @@ fn what_was_appended_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, state) = Journal::open(&dir.path().join("a/b")).unwrap();
     assert!(state.created && !state.damaged && state.notes.is_empty());
+    let wiped_up_to = state.wiped_up_to;
     for batch in batches() {
         journal.append(&batch).unwrap();
     }
@@ -107,6 +108,7 @@ fn what_was_appended_is_there_after_a_restart() {
         assert_eq!(state.incarnation, 4);
         assert_eq!(state.evicted, facts(&batches()).evicted);
         assert_eq!(state.claims, [claim(2, 2, 3)]);
+        assert_eq!(state.wiped_up_to, wiped_up_to);
     }
 }
 
@@ -188,7 +190,67 @@ fn damage_before_the_tail_is_told_and_kept() {
         let (_journal, again) = Journal::open(dir.path()).unwrap();
         assert!(!again.damaged, "told once");
         assert_eq!(again.evicted, state.evicted);
+        assert!(state.wiped_up_to > all.last_sequence() && again.wiped_up_to == state.wiped_up_to, "but kept");
     }
+}
+
+#[test]
+fn what_was_lost_is_said_for_good_and_with_the_first_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(FILE);
+    // Nobody knows whether it is the first start.
+    let (journal, state) = Journal::open(dir.path()).unwrap();
+    let first = state.wiped_up_to;
+    assert!(state.created && first > 0 && state.last_sequence == first);
+    drop(journal);
+    let of_file = fs::read(&path).unwrap();
+    assert_eq!(parse(&of_file).unwrap().facts.wiped_up_to, first, "the file never was without it");
+    // What goes on is not lost: a plain start, a torn tail, what is dropped and what is appended.
+    for torn in [&b""[..], b"torn"] {
+        fs::write(&path, [&of_file[..], torn].concat()).unwrap();
+        let (journal, state) = Journal::open(dir.path()).unwrap();
+        assert!(!state.created && !state.damaged && state.wiped_up_to == first, "{state:?}");
+        journal.append(&[evicted(1)]).unwrap();
+        journal.retain_evicted(|_, _| false).unwrap();
+        drop(journal);
+        assert_eq!(Journal::open(dir.path()).unwrap().1.wiped_up_to, first);
+    }
+    // Damage after it, of which the snapshot did not get into its place yet.
+    let far = 1 << 60;
+    let known = vec![Entry::Evicted { key: key(2), up_to_sequence: far }];
+    let mut damaged = file(&[vec![evicted(1)], known]);
+    damaged[HEADER_BYTES + 9] ^= 1;
+    for _ in 0..2 {
+        fs::write(&path, &damaged).unwrap();
+        fs::write(dir.path().join(NEW_FILE), file(&batches())).unwrap();
+        let (_journal, state) = Journal::open(dir.path()).unwrap();
+        assert!(state.damaged);
+        assert_eq!((state.wiped_up_to, state.last_sequence), (far, far), "above all it knows, whatever the clock says");
+    }
+    let (journal, state) = Journal::open(dir.path()).unwrap();
+    assert!(!state.damaged && state.wiped_up_to == far);
+    let wiped = |up_to_sequence| Entry::Wiped { up_to_sequence };
+    journal.append(&[wiped(far + 2), wiped(far + 1)]).unwrap();
+    drop(journal);
+    assert_eq!(Journal::open(dir.path()).unwrap().1.wiped_up_to, far + 2, "the highest counts");
+    fs::remove_file(&path).unwrap();
+    let again = Journal::open(dir.path()).unwrap().1;
+    assert!(again.created && again.wiped_up_to >= first, "a file that went is a loss like any other");
+}
+
+#[test]
+fn it_is_known_which_tiers_hold_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, state) = Journal::open(dir.path()).unwrap();
+    assert!(state.tiers.is_empty());
+    journal.append(&[Entry::TierUsed(Tier::Object), Entry::TierUsed(Tier::Object)]).unwrap();
+    drop(journal);
+    for _ in 0..2 {
+        assert_eq!(Journal::open(dir.path()).unwrap().1.tiers, BTreeSet::from([Tier::Object]));
+    }
+    let (_dir, opened) = open_bytes(&file(&[vec![evicted(1)]]));
+    let state = opened.unwrap().1;
+    assert_eq!((state.wiped_up_to, state.tiers), (0, BTreeSet::from([Tier::Disk])), "a build that did not say it");
 }
 
 #[test]
@@ -205,13 +267,14 @@ fn newer_files_are_refused_and_left_alone() {
     Writer(&mut version).raw(b"KVTJNL\0\n").u32(2);
     let crc = crc64(&version);
     Writer(&mut version).u64(crc);
-    let mut kind = encode_header();
-    let mut frame = Vec::new();
-    Writer(&mut frame).u32(4).u8(200).u16(1).u8(1);
-    let crc = crc64(&frame);
-    Writer(&mut frame).u64(crc);
-    kind.extend(&frame);
-    for (bytes, word) in [(version, "version 2"), (kind, "kind 200")] {
+    let of_kind = |kind: u8, payload: u8| {
+        let mut frame = Vec::new();
+        Writer(&mut frame).u32(4).u8(kind).u16(1).u8(payload);
+        let crc = crc64(&frame);
+        Writer(&mut frame).u64(crc);
+        [encode_header(), frame].concat()
+    };
+    for (bytes, word) in [(version, "version 2"), (of_kind(200, 1), "kind 200"), (of_kind(12, 9), "kind 12")] {
         let (dir, opened) = open_bytes(&bytes);
         let Err(StorageError::Open { reason, what }) = opened else { panic!("{opened:?}") };
         assert!(reason.contains(word) && what.ends_with("journal"), "{what}: {reason}");

@@ -1,7 +1,8 @@
 //! A circuit breaker: while a store is known to be dead, nobody waits for it.
 //!
 //! Closed: calls go through. A call whose retries are exhausted opens it; then every call fails at once, until a probe by
-//! the background task (see [`super::packer`]) gets an answer. No caller ever serves as the probe.
+//! the background task (see [`super::packer`]) gets an answer. No caller ever serves as the probe, but where nobody waits
+//! for the calls ([`Breaker::probed_by_calls`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +13,13 @@ use tokio::time::Instant;
 
 use crate::store::StorageError;
 
-/// Whether one kind of call (reads or writes) is worth trying.
+/// Whether one kind of call (reads, writes or deletions) is worth trying.
 #[derive(Debug)]
 pub(super) struct Breaker {
     what: &'static str,
     pause: Duration,
+    /// Whether calls go through once it is time to probe.
+    calls_probe: bool,
     /// When to probe next; `None` while closed.
     probe_at: Mutex<Option<Instant>>,
     /// The probing task, woken when the breaker opens.
@@ -26,26 +29,41 @@ pub(super) struct Breaker {
 impl Breaker {
     /// A closed breaker for calls of a kind, which are tried again `pause` after they failed.
     pub(super) fn new(what: &'static str, pause: Duration, wake: Arc<Notify>) -> Self {
-        Self { what, pause, probe_at: Mutex::new(None), wake }
+        Self { what, pause, calls_probe: false, probe_at: Mutex::new(None), wake }
+    }
+
+    /// As [`Self::new`], for calls that nobody waits for: once the pause is over they are the probe.
+    pub(super) fn probed_by_calls(what: &'static str, pause: Duration, wake: Arc<Notify>) -> Self {
+        Self { calls_probe: true, ..Self::new(what, pause, wake) }
     }
 
     /// # Errors
-    /// [`StorageError::Unavailable`] while it is open.
+    /// [`StorageError::Unavailable`] while it is open; [`is_untried`] tells it from that of a call that was tried.
     pub(super) fn check(&self) -> Result<(), StorageError> {
         match *self.probe_at.lock() {
-            None => Ok(()),
-            Some(_) => Err(StorageError::Unavailable {
+            Some(at) if !self.calls_probe || at > Instant::now() => Err(StorageError::Unavailable {
                 reason: format!("{} fail at once since the store stopped answering", self.what),
-                source: None,
+                source: Some(Box::new(Untried)),
             }),
+            _ => Ok(()),
         }
     }
 
     /// A call failed for good: calls fail at once from now on.
     pub(super) fn trip(&self) {
-        let was = self.probe_at.lock().replace(Instant::now() + self.pause);
+        self.open_for(self.pause);
+    }
+
+    /// A call failed, and it is not known whether that is the store's fault: calls fail at once until the background task,
+    /// which probes now, has an answer.
+    pub(super) fn doubt(&self) {
+        self.open_for(Duration::ZERO);
+    }
+
+    fn open_for(&self, pause: Duration) {
+        let was = self.probe_at.lock().replace(Instant::now() + pause);
         if was.is_none() {
-            tracing::warn!(what = self.what, pause = ?self.pause, "the object store does not answer: failing fast");
+            tracing::warn!(what = self.what, ?pause, "the object store does not answer: failing fast");
         }
         self.wake.notify_one();
     }
@@ -61,4 +79,14 @@ impl Breaker {
     pub(super) fn probe_at(&self) -> Option<Instant> {
         *self.probe_at.lock()
     }
+}
+
+/// The source of an error that says nothing about the store.
+#[derive(Debug, thiserror::Error)]
+#[error("it was not asked")]
+struct Untried;
+
+/// Whether a call failed because a breaker was open: it was not tried, or not to the end.
+pub(super) fn is_untried(error: &StorageError) -> bool {
+    matches!(error, StorageError::Unavailable { source: Some(source), .. } if source.is::<Untried>())
 }

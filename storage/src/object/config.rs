@@ -238,9 +238,11 @@ impl ObjectConfig {
         Ok(prefix.join("v2"))
     }
 
+    /// Whether it is within its bounds.
+    ///
     /// # Errors
-    /// [`StorageError::Open`], naming the field that is out of bounds.
-    pub(super) fn check(&self) -> Result<(), StorageError> {
+    /// [`StorageError::Open`], which says what is not.
+    pub fn check(&self) -> Result<(), StorageError> {
         let bounds = [
             ("pack_bytes is 0 or above 1 GiB", self.pack_bytes == 0 || self.pack_bytes > 1 << 30),
             ("capacity_bytes is below two packs", self.capacity_bytes < 2 * self.pack_bytes),

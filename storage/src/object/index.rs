@@ -1,8 +1,8 @@
 //! Which packs there are, which of their records live, and how many bytes that is.
 //!
-//! *Invariants*: `used` is the sum of the packs' bytes, `dying` of those without a living record, `live` that of
-//! living records; a pack is in `dead` when no
-//! record of it lives, nobody reads it and nobody is deleting it; numbers are never given twice in one opening.
+//! *Invariants*: `used` is the sum of the packs' bytes, of those left alone too, `dying` of those without a living record,
+//! `live` that of living records; a pack is in `dead` when no record of it lives, nobody reads it and nobody is deleting
+//! it; numbers are never given twice in one opening.
 //! *Bounds*: about 100 bytes for each record, 150 for each pack. *Lock order*: one mutex in [`super::Shared`], never held
 //! while waiting.
 
@@ -142,6 +142,11 @@ impl Index {
         }
         self.packs.insert(number, Pack { name: pack.name, bytes: pack.bytes, live_bytes, readers: 0, records });
         number
+    }
+
+    /// Counts a pack that cannot be read: it takes its room, and is never up for deletion.
+    pub(super) fn leave_alone(&mut self, pack_bytes: u64) {
+        self.used = self.used.saturating_add(pack_bytes);
     }
 
     /// Marks a record dead. Returns whether its pack is up for deletion now.
@@ -284,6 +289,16 @@ mod tests {
         }
         assert_eq!(index.reclaim_candidate(), Some(first));
         assert_eq!(index.live_records(first).len(), 1);
+    }
+
+    #[test]
+    fn packs_left_alone_take_room_that_nothing_frees() {
+        let mut index = Index::new(100);
+        index.leave_alone(60);
+        assert_eq!(index.usage().used_bytes, 60);
+        assert!(matches!(index.reserve(60), Err(StorageError::Full)));
+        assert!(!index.will_fit(60) && !index.has_dead() && index.reclaim_candidate().is_none());
+        index.reserve(40).unwrap();
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct Recovered {
     pub records: Vec<(RecordMeta, Location)>,
     /// One more than the highest sequence seen.
     pub next_sequence: u64,
+    /// Whether something was passed over that may have records, and may be read by a later start.
+    pub passed_over: bool,
     /// What was left alone, and why. Bounded.
     pub notes: Vec<String>,
 }
@@ -91,7 +93,7 @@ struct Shared {
     closed: AtomicBool,
     /// Wakes the background task: a breaker opened, or a pack died.
     wake: Arc<Notify>,
-    /// Wakes writes that wait for room: a dead pack was deleted.
+    /// Wakes writes that wait for room: a dead pack was deleted, or could not be.
     freed: Notify,
     /// The last packs uploaded and not deleted since, with their lengths, newest last.
     recent: Mutex<VecDeque<(PackName, u64)>>,
@@ -179,7 +181,8 @@ impl ObjectStoreTier {
         Ok((this, recovered))
     }
 
-    /// Finds out what is stored, if opening could not: tries until the store answers or the tier is closed.
+    /// Finds out what is stored, if opening could not: tries until the store answers or the tier is closed. Packs that it
+    /// does not yield though it answers are left alone after a few rounds; they are not served until the next opening.
     ///
     /// # Errors
     /// [`StorageError::Closed`]; [`StorageError::Refused`] when the tier is recovered already, or another call is at it.

@@ -63,7 +63,8 @@ impl Reservation {
     /// Reserves room; waits while enough of it is being freed. The caller bounds the wait.
     ///
     /// # Errors
-    /// [`StorageError::Full`].
+    /// [`StorageError::Full`]; [`StorageError::Unavailable`] when there is room but for dead packs that the store does not
+    /// delete, for which nothing living should go.
     pub(super) async fn new(shared: &Arc<Shared>, bytes: u64) -> Result<Self, StorageError> {
         loop {
             let freed = shared.freed.notified();
@@ -72,7 +73,7 @@ impl Reservation {
                 match index.reserve(bytes) {
                     Ok(()) => return Ok(Self { shared: Arc::clone(shared), bytes }),
                     Err(full) if !index.will_fit(bytes) => return Err(full),
-                    Err(_) => {}
+                    Err(_) => shared.remote.deletes.check()?,
                 }
             }
             freed.await;
@@ -109,8 +110,15 @@ struct SealedPack {
 /// How a background call ended.
 #[derive(Debug)]
 enum Done {
-    Put { ordinal: u64, failure: Option<String> },
-    Deleted { all: bool },
+    Put {
+        ordinal: u64,
+        failure: Option<String>,
+    },
+    /// Whether packs were deleted, and why the others were not.
+    Deleted {
+        any: bool,
+        failure: Option<String>,
+    },
     ProbedReads,
     ProbedWrites,
 }
@@ -134,6 +142,8 @@ pub(super) struct Packer {
     flushes: Vec<Flush>,
     deleting: bool,
     delete_after: Option<Instant>,
+    /// The last deletion failed, which the log says.
+    deletion_fails: bool,
     probing_reads: bool,
     probing_writes: bool,
 }
@@ -150,6 +160,7 @@ impl Packer {
             flushes: Vec::new(),
             deleting: false,
             delete_after: None,
+            deletion_fails: false,
             probing_reads: false,
             probing_writes: false,
         }
@@ -267,12 +278,26 @@ impl Packer {
     }
 
     fn begin_deletion(&mut self) {
+        // A deletion that fails stops no upload; a store that takes no uploads is not asked to delete either.
+        let remote = &self.shared.remote;
         let idle = !self.deleting && self.delete_after.is_none();
-        if !idle || !self.shared.index.lock().has_dead() || self.shared.remote.writes.check().is_err() {
+        let answers = remote.writes.check().is_ok() && remote.deletes.check().is_ok();
+        if !idle || !answers || !self.shared.index.lock().has_dead() {
             return;
         }
         self.deleting = true;
         self.tasks.spawn(delete_dead(Arc::clone(&self.shared)));
+    }
+
+    /// Says in the log that packs are not deleted, once until some are.
+    fn note_deletion(&mut self, any: bool, failure: Option<String>) {
+        self.deletion_fails &= !any;
+        if let Some(reason) = failure
+            && !self.deletion_fails
+        {
+            self.deletion_fails = true;
+            tracing::warn!(%reason, "dead packs are not deleted, and go on taking room");
+        }
     }
 
     fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
@@ -286,9 +311,10 @@ impl Packer {
                 }
                 self.answer_flushes();
             }
-            Ok(Done::Deleted { all }) => {
+            Ok(Done::Deleted { any, failure }) => {
                 self.deleting = false;
-                self.delete_after = (!all).then(|| Instant::now() + self.shared.config.retry.fail_fast);
+                self.delete_after = failure.is_some().then(|| Instant::now() + self.shared.config.retry.fail_fast);
+                self.note_deletion(any, failure);
             }
             Ok(Done::ProbedReads) => self.probing_reads = false,
             Ok(Done::ProbedWrites) => self.probing_writes = false,
@@ -334,26 +360,27 @@ async fn upload(shared: Arc<Shared>, sealed: SealedPack) -> Done {
     Done::Put { ordinal, failure }
 }
 
-/// Deletes a batch of dead packs.
+/// Deletes a batch of dead packs, until one cannot be.
 async fn delete_dead(shared: Arc<Shared>) -> Done {
     let dead = shared.index.lock().take_dead(DELETE_BATCH);
-    let mut all = true;
+    let (mut any, mut failure) = (false, None);
     for (number, name) in dead {
         shared.recent.lock().retain(|(recent, _)| *recent != name);
-        let result = if all { shared.remote.delete(&name.path(&shared.root)).await } else { Err(StorageError::Closed) };
-        let mut index = shared.index.lock();
-        match result {
-            Ok(()) => {
-                index.deleted(number);
-                shared.freed.notify_waiters();
-            }
-            Err(_) => {
-                all = false;
-                index.still_there(number);
+        if failure.is_none() {
+            match shared.remote.delete(&name.path(&shared.root)).await {
+                Ok(()) => any = true,
+                Err(error) => failure = Some(error.to_string()),
             }
         }
+        let mut index = shared.index.lock();
+        if failure.is_none() {
+            index.deleted(number);
+        } else {
+            index.still_there(number);
+        }
+        shared.freed.notify_waiters();
     }
-    Done::Deleted { all }
+    Done::Deleted { any, failure }
 }
 
 /// What a record adds to a pack at most: itself, its footer entry, and a pack's fixed parts in case it is alone.

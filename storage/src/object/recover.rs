@@ -1,9 +1,11 @@
 //! Finding out what the packs hold: LIST, then the footers.
 //!
 //! *Bounds*: at most [`MAX_PACKS`] packs and [`MAX_NOTES`] notes; `concurrency` footers at once; a round ends within its
-//! deadline, and the next one goes on with the footers not read yet. *Invariants*: objects that are not ours, and packs
-//! that cannot be read whole, are left alone and noted; of several records of one shard the newest sequence wins, the
-//! others are dead.
+//! deadline, and the next one goes on with the footers not read yet; a footer that the store does not yield is asked for in
+//! [`PATIENCE`] rounds, or [`PATIENCE_WITH_ALL`]. *Invariants*: objects that are not ours, and packs that cannot be read
+//! whole, are left alone and noted; a round counts against a pack only if the store listed the packs before it and still
+//! answers after it (`a_store_that_dies_while_it_is_read_is_not_taken_for_recovered`); of several records of one shard the
+//! newest sequence wins, the others are dead.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as MapEntry;
@@ -13,6 +15,7 @@ use futures::StreamExt;
 use kvtier_types::ShardKey;
 use object_store::ObjectMeta;
 
+use super::breaker::is_untried;
 use super::footer::{self, Wanted};
 use super::index::{Index, NewPack};
 use super::pack::{Entry, PackName};
@@ -24,18 +27,41 @@ use crate::store::{Location, StorageError};
 const MAX_PACKS: usize = 1 << 20;
 /// Most notes kept; a summary counts the rest.
 const MAX_NOTES: usize = 64;
+/// Rounds without a pack's footer after which the pack is passed over.
+const PATIENCE: u32 = 3;
+/// The same while not one footer could be read: the fault may be the store's, and would pass.
+const PATIENCE_WITH_ALL: u32 = 30;
 
 /// What was read so far, kept from one round to the next.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    packs: BTreeMap<PackName, Footer>,
+    packs: BTreeMap<PackName, Seen>,
+    /// In how many rounds the store did not yield the footers of packs that are not in `packs`.
+    failures: BTreeMap<PackName, u32>,
 }
 
-/// A footer, or why it is none.
+/// A pack of which all is known that will be.
 #[derive(Debug)]
-struct Footer {
+struct Seen {
     pack_bytes: u64,
-    entries: Result<Vec<Entry>, Malformed>,
+    footer: Footer,
+}
+
+/// A footer, or why there is none.
+#[derive(Debug)]
+enum Footer {
+    Read(Vec<Entry>),
+    Malformed(Malformed),
+    /// The store does not yield it.
+    Unread(StorageError),
+}
+
+/// A pack whose footer the store did not yield in one round.
+#[derive(Debug)]
+struct Unread {
+    name: PackName,
+    pack_bytes: u64,
+    error: StorageError,
 }
 
 /// One listing.
@@ -46,36 +72,90 @@ struct Listing {
     more: bool,
 }
 
+impl Progress {
+    /// The listed packs not read yet; those that failed come last, so that they keep no other from being read.
+    fn missing(&mut self, listing: &Listing) -> Vec<(PackName, u64)> {
+        self.packs.retain(|name, _| listing.packs.contains_key(name));
+        self.failures.retain(|name, _| listing.packs.contains_key(name));
+        let unread = listing.packs.iter().filter(|(name, _)| !self.packs.contains_key(name));
+        let mut missing: Vec<(PackName, u64)> = unread.map(|(name, bytes)| (*name, *bytes)).collect();
+        missing.sort_by_key(|(name, _)| self.failures.get(name).copied());
+        missing
+    }
+
+    /// How many rounds a pack may fail in.
+    fn patience(&self) -> u32 {
+        let yielded = self.packs.values().any(|seen| !matches!(seen.footer, Footer::Unread(_)));
+        if yielded { PATIENCE } else { PATIENCE_WITH_ALL }
+    }
+
+    /// A pack failed in one round more: passes it over when its time is up, gives the error back when it is not.
+    fn failed(&mut self, unread: Unread, patience: u32) -> Option<StorageError> {
+        let Unread { name, pack_bytes, error } = unread;
+        let rounds = self.failures.entry(name).or_default();
+        *rounds += 1;
+        if *rounds < patience {
+            return Some(error);
+        }
+        self.failures.remove(&name);
+        self.packs.insert(name, Seen { pack_bytes, footer: Footer::Unread(error) });
+        None
+    }
+}
+
 /// One round: lists the packs, reads the footers not read yet and fills the index.
 ///
 /// # Errors
 /// [`StorageError::Unavailable`]: another round may succeed. The caller bounds the time.
 pub(super) async fn round(shared: &Arc<Shared>) -> Result<Recovered, StorageError> {
     let listing = list(shared).await?;
-    let missing: Vec<(PackName, u64)> = {
-        let mut progress = shared.progress.lock();
-        progress.packs.retain(|name, _| listing.packs.contains_key(name));
-        let unread = listing.packs.iter().filter(|(name, _)| !progress.packs.contains_key(name));
-        unread.map(|(name, bytes)| (*name, *bytes)).collect()
-    };
-    let reads = missing.into_iter().map(|(name, pack_bytes)| async move {
-        let wanted = Wanted { path: &name.path(&shared.root), name: &name, pack_bytes, max_footer_bytes: u64::MAX };
-        match footer::read(&shared.remote, &wanted).await {
-            Ok(entries) => {
-                shared.progress.lock().packs.insert(name, Footer { pack_bytes, entries });
-                Ok(())
-            }
-            // Deleted since it was listed.
-            Err(StorageError::NotFound) => Ok(()),
-            Err(error) => Err(error),
-        }
-    });
-    let mut reads = futures::stream::iter(reads).buffer_unordered(shared.config.recovery.concurrency);
-    while let Some(read) = reads.next().await {
-        read?;
-    }
+    let missing = shared.progress.lock().missing(&listing);
+    let unread = read_footers(shared, missing).await;
+    judge(shared, unread).await?;
     let progress = std::mem::take(&mut *shared.progress.lock());
     Ok(install(&mut shared.index.lock(), progress, &listing))
+}
+
+/// Reads the footers of packs, and returns those that the store did not yield.
+async fn read_footers(shared: &Arc<Shared>, missing: Vec<(PackName, u64)>) -> Vec<Unread> {
+    let reads = missing.into_iter().map(|(name, pack_bytes)| async move {
+        let wanted = Wanted { path: &name.path(&shared.root), name: &name, pack_bytes, max_footer_bytes: u64::MAX };
+        let footer = match footer::read(&shared.remote, &wanted).await {
+            Ok(Ok(entries)) => Footer::Read(entries),
+            Ok(Err(malformed)) => Footer::Malformed(malformed),
+            // Deleted since it was listed.
+            Err(StorageError::NotFound) => return None,
+            Err(error) => return Some(Unread { name, pack_bytes, error }),
+        };
+        shared.progress.lock().packs.insert(name, Seen { pack_bytes, footer });
+        None
+    });
+    let mut reads = futures::stream::iter(reads).buffer_unordered(shared.config.recovery.concurrency);
+    let mut unread = Vec::new();
+    while let Some(read) = reads.next().await {
+        unread.extend(read);
+    }
+    unread
+}
+
+/// Tells packs that cannot be read from a store that does not answer, and passes those over that failed for too long.
+///
+/// # Errors
+/// Why one that is not passed over could not be read: another round is needed.
+async fn judge(shared: &Arc<Shared>, unread: Vec<Unread>) -> Result<(), StorageError> {
+    if unread.is_empty() {
+        return Ok(());
+    }
+    let answers = shared.remote.probe_reads(&shared.probe_path()).await;
+    let mut progress = shared.progress.lock();
+    let patience = progress.patience();
+    let mut first = None;
+    for pack in unread {
+        let told = answers && !is_untried(&pack.error);
+        let error = if told { progress.failed(pack, patience) } else { Some(pack.error) };
+        first = first.or(error);
+    }
+    first.map_or(Ok(()), Err)
 }
 
 async fn list(shared: &Arc<Shared>) -> Result<Listing, StorageError> {
@@ -97,12 +177,21 @@ async fn list(shared: &Arc<Shared>) -> Result<Listing, StorageError> {
 /// Puts the readable packs into the index and says what was found.
 fn install(index: &mut Index, progress: Progress, listing: &Listing) -> Recovered {
     let mut notes = Notes::default();
-    let mut packs = Vec::new();
-    for (name, footer) in progress.packs {
-        match footer.entries {
-            Ok(entries) => packs.push((name, footer.pack_bytes, entries)),
-            Err(malformed) => notes.add(format!("pack {} is left alone: {malformed}", hex::encode(name.0))),
-        }
+    let (mut packs, mut passed_over) = (Vec::new(), listing.more);
+    for (name, Seen { pack_bytes, footer }) in progress.packs {
+        let why = match footer {
+            Footer::Read(entries) => {
+                packs.push((name, pack_bytes, entries));
+                continue;
+            }
+            Footer::Malformed(malformed) => malformed.to_string(),
+            Footer::Unread(error) => {
+                passed_over = true;
+                format!("the store lists it, but its footer cannot be read: {error}")
+            }
+        };
+        index.leave_alone(pack_bytes);
+        notes.add(format!("pack {} of {pack_bytes} bytes is left alone: {why}", hex::encode(name.0)));
     }
     if listing.foreign > 0 {
         notes.add(format!("{} objects that are not packs are left alone", listing.foreign));
@@ -111,7 +200,7 @@ fn install(index: &mut Index, progress: Progress, listing: &Listing) -> Recovere
         notes.add(format!("there are more than {MAX_PACKS} objects: the rest was not looked at"));
     }
     let newest = newest_of(&packs);
-    let mut recovered = Recovered { complete: true, ..Recovered::default() };
+    let mut recovered = Recovered { complete: true, passed_over, ..Recovered::default() };
     let mut stale = 0usize;
     for (p, (name, bytes, entries)) in packs.iter().enumerate() {
         let lives = |n: usize| newest.get(&entries[n].meta.key).is_some_and(|&(_, pack, slot)| (pack, slot) == (p, n));

@@ -27,8 +27,10 @@ pub(super) struct Remote {
     retry: RetryPolicy,
     /// Breaker of GET and LIST.
     pub(super) reads: Breaker,
-    /// Breaker of PUT and DELETE. Apart from that of reads: a store whose quota is used up can still be read.
+    /// Breaker of PUT. Apart from that of reads: a store whose quota is used up can still be read.
     pub(super) writes: Breaker,
+    /// Breaker of DELETE. Apart from that of PUT: credentials that may not delete may well store.
+    pub(super) deletes: Breaker,
 }
 
 impl fmt::Debug for Remote {
@@ -38,47 +40,91 @@ impl fmt::Debug for Remote {
     }
 }
 
-/// One call: what it is (for messages), whose breaker it obeys, and until when it may try.
+/// One call: what it is and which permission it takes in S3 (for messages), whose breaker it obeys, and until when it may
+/// try.
 struct Call<'a> {
     action: &'static str,
+    permission: &'static str,
     path: &'a Path,
     breaker: &'a Breaker,
     deadline: Duration,
+}
+
+/// Why a call did not succeed.
+enum Failed {
+    /// There is no such object.
+    Missing,
+    /// Its breaker is open.
+    Untried(StorageError),
+    /// Trying again cannot help before an operator does something.
+    Denied(StorageError),
+    /// There was no answer, or errors only, as long as it might try.
+    Exhausted(StorageError),
 }
 
 impl Remote {
     /// `wake` is notified when a breaker opens.
     pub(super) fn new(store: Arc<dyn ObjectStore>, retry: RetryPolicy, wake: &Arc<Notify>) -> Self {
         let breaker = |what| Breaker::new(what, retry.fail_fast, Arc::clone(wake));
-        Self { store, retry, reads: breaker("reads"), writes: breaker("writes") }
+        let deletes = Breaker::probed_by_calls("deletions", retry.fail_fast, Arc::clone(wake));
+        Self { store, retry, reads: breaker("reads"), writes: breaker("writes"), deletes }
     }
 
     /// Stores an object. One that is there already under this name is the same one.
     pub(super) async fn put(&self, path: &Path, payload: PutPayload) -> Result<(), StorageError> {
-        let call = Call { action: "PUT", path, breaker: &self.writes, deadline: self.retry.write_deadline };
+        let deadline = self.retry.write_deadline;
+        let call = Call { action: "PUT", permission: "s3:PutObject", path, breaker: &self.writes, deadline };
         let put = self.retried(&call, || async {
             match self.store.put(path, payload.clone()).await {
                 Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
                 Err(error) => Err(error),
             }
         });
-        match put.await {
-            // Nothing can be missing but the bucket or the directory.
-            Err(StorageError::NotFound) => {
+        put.await.map_err(|failed| match failed {
+            Failed::Untried(error) => error,
+            Failed::Denied(error) | Failed::Exhausted(error) => {
                 self.writes.trip();
-                Err(StorageError::Unavailable { reason: format!("PUT {path}: no such bucket"), source: None })
+                error
             }
-            other => other,
-        }
+            // Nothing can be missing but the bucket or the directory.
+            Failed::Missing => {
+                self.writes.trip();
+                StorageError::Unavailable { reason: format!("PUT {path}: no such bucket"), source: None }
+            }
+        })
     }
 
-    /// Reads a range of an object; shorter when the object ends within it, empty when it ends before.
+    /// Reads a range of an object; shorter when the object ends within it, empty when it ends before. One object that
+    /// cannot be read, or may not (it was archived), says nothing about others: reads go on while LIST answers.
     ///
     /// # Errors
     /// [`StorageError::NotFound`] when there is no such object; [`StorageError::Unavailable`].
     pub(super) async fn get(&self, path: &Path, range: Range<u64>) -> Result<Bytes, StorageError> {
-        let call = Call { action: "GET", path, breaker: &self.reads, deadline: self.retry.read_deadline };
-        self.retried(&call, || self.get_once(path, range.clone())).await
+        let deadline = self.retry.read_deadline;
+        let call = Call { action: "GET", permission: "s3:GetObject", path, breaker: &self.reads, deadline };
+        let end = Instant::now() + deadline;
+        match self.retried(&call, || self.get_once(path, range.clone())).await {
+            Ok(bytes) => Ok(bytes),
+            Err(Failed::Missing) => Err(StorageError::NotFound),
+            Err(Failed::Untried(error) | Failed::Denied(error)) => Err(error),
+            Err(Failed::Exhausted(error)) => {
+                self.judge_reads(path, end).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A GET failed for good: opens the breaker of reads unless LIST answers before `end`.
+    async fn judge_reads(&self, path: &Path, end: Instant) {
+        if self.reads.check().is_err() {
+            return;
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        match timeout(left, self.list_once(path, limited(1))).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => self.reads.trip(),
+            Err(_elapsed) => self.reads.doubt(),
+        }
     }
 
     /// An object that ends before the range is an error to every store, in words of its own. Unlike a store that does not
@@ -97,10 +143,15 @@ impl Remote {
 
     /// Deletes an object, which may be gone already.
     pub(super) async fn delete(&self, path: &Path) -> Result<(), StorageError> {
-        let call = Call { action: "DELETE", path, breaker: &self.writes, deadline: self.retry.write_deadline };
+        let deadline = self.retry.write_deadline;
+        let call = Call { action: "DELETE", permission: "s3:DeleteObject", path, breaker: &self.deletes, deadline };
         match self.retried(&call, || self.store.delete(path)).await {
-            Ok(()) | Err(StorageError::NotFound) => Ok(()),
-            Err(error) => Err(error),
+            Ok(()) | Err(Failed::Missing) => Ok(()),
+            Err(Failed::Untried(error)) => Err(error),
+            Err(Failed::Denied(error) | Failed::Exhausted(error)) => {
+                self.deletes.trip();
+                Err(error)
+            }
         }
     }
 
@@ -152,30 +203,30 @@ impl Remote {
         Ok(found)
     }
 
-    /// Probes whichever breaker is open when its time has come; never returns. `wake` is what [`Self::new`] was given.
-    pub(super) async fn keep_probing(&self, wake: &Notify, probe: &Path) {
+    /// Probes reads when their breaker is open and its time has come, for who never stores; never returns. `wake` is what
+    /// [`Self::new`] was given.
+    pub(super) async fn keep_probing_reads(&self, wake: &Notify, nowhere: &Path) {
         loop {
-            let next = [self.reads.probe_at(), self.writes.probe_at()].into_iter().flatten().min();
+            let next = self.reads.probe_at();
             tokio::select! {
                 () = wake.notified() => {}
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
-            let due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
-            if due(self.reads.probe_at()) {
-                self.probe_reads(probe).await;
-            }
-            if due(self.writes.probe_at()) {
-                self.probe_writes(probe).await;
+            if self.reads.probe_at().is_some_and(|at| at <= Instant::now()) {
+                self.probe_reads(nowhere).await;
             }
         }
     }
 
-    /// Asks the store for something harmless, past the breaker, which the answer sets.
-    pub(super) async fn probe_reads(&self, nowhere: &Path) {
-        match self.list_once(nowhere, limited(1)).await {
-            Ok(_) => self.reads.reset(),
-            Err(_) => self.reads.trip(),
+    /// Asks the store for something harmless, past the breaker, which the answer sets. Returns whether there was one.
+    pub(super) async fn probe_reads(&self, nowhere: &Path) -> bool {
+        let answers = self.list_once(nowhere, limited(1)).await.is_ok();
+        if answers {
+            self.reads.reset();
+        } else {
+            self.reads.trip();
         }
+        answers
     }
 
     /// Writes an empty object, past the breaker, which the answer sets.
@@ -193,14 +244,15 @@ impl Remote {
             .map_err(|elapsed| object_store::Error::Generic { store: "kvtier", source: Box::new(elapsed) })
     }
 
-    async fn retried<T, F>(&self, call: &Call<'_>, make: impl Fn() -> F) -> Result<T, StorageError>
+    /// Tries until there is an answer. Resets the breaker, but leaves it to the caller to trip it.
+    async fn retried<T, F>(&self, call: &Call<'_>, make: impl Fn() -> F) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, object_store::Error>>,
     {
         let end = Instant::now() + call.deadline;
         let mut attempt = 0;
         loop {
-            call.breaker.check()?;
+            call.breaker.check().map_err(Failed::Untried)?;
             let left = end.saturating_duration_since(Instant::now()).min(self.retry.attempt_timeout);
             let error = match timeout(left, make()).await {
                 Ok(Ok(value)) => {
@@ -209,18 +261,20 @@ impl Remote {
                 }
                 Ok(Err(object_store::Error::NotFound { .. })) => {
                     call.breaker.reset();
-                    return Err(StorageError::NotFound);
+                    return Err(Failed::Missing);
                 }
                 Ok(Err(error)) => Some(error),
                 Err(_elapsed) => None,
             };
             attempt += 1;
-            let hopeless = error.as_ref().is_some_and(is_denied);
+            if error.as_ref().is_some_and(is_denied) {
+                let reason = format!("{} {}, which takes {}", call.action, call.path, call.permission);
+                return Err(Failed::Denied(unavailable(reason, error)));
+            }
             let pause = self.retry.backoff(attempt);
-            if hopeless || attempt >= self.retry.attempts || Instant::now() + pause >= end {
-                call.breaker.trip();
+            if attempt >= self.retry.attempts || Instant::now() + pause >= end {
                 let reason = format!("{} {}, {attempt} attempts", call.action, call.path);
-                return Err(unavailable(reason, error));
+                return Err(Failed::Exhausted(unavailable(reason, error)));
             }
             sleep(pause).await;
         }

@@ -27,6 +27,13 @@ pub(super) struct Switched {
     pub(super) fails_from: AtomicUsize,
     /// An object that cannot be read.
     pub(super) bad_sector: Mutex<Option<Path>>,
+    /// An object that may not be read.
+    archived: Mutex<Option<Path>>,
+    denies_deletes: AtomicBool,
+}
+
+fn denied(at: &str) -> Error {
+    Error::PermissionDenied { path: at.to_owned(), source: "denied".into() }
 }
 
 impl Switched {
@@ -108,11 +115,15 @@ impl ObjectStore for Switched {
         if self.bad_sector.lock().as_ref() == Some(at) {
             return Err(Error::Generic { store: "switched", source: "bad sector".into() });
         }
+        if self.archived.lock().as_ref() == Some(at) {
+            return Err(denied(at.as_ref()));
+        }
         self.inner.get_opts(at, options).await
     }
 
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path, Error>>) -> BoxStream<'static, Result<Path, Error>> {
         match self.check() {
+            Ok(()) if self.denies_deletes.load(Ordering::SeqCst) => stream::once(async { Err(denied("")) }).boxed(),
             Ok(()) => self.inner.delete_stream(paths),
             Err(error) => stream::once(async { Err(error) }).boxed(),
         }
@@ -433,6 +444,142 @@ async fn a_store_that_is_down_at_the_start_is_recovered_later() {
     get(&tier, 1, &meta, recovered.records[0].1).await.unwrap();
     until("writes go on", async || put(&tier, 2, 5000).await.is_ok()).await;
     assert!(matches!(tier.recover().await, Err(StorageError::Refused { .. })), "it is recovered");
+    close(&tier).await;
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_to_delete_goes_on_storing() {
+    let store = Arc::new(Switched::default());
+    let (tier, _) = open(&store).await;
+    store.denies_deletes.store(true, Ordering::SeqCst);
+    let (meta, at) = put(&tier, 0, 5000).await.unwrap();
+    tier.forget(at, meta.bytes);
+    until("the deletion is refused", async || tier.shared.remote.deletes.probe_at().is_some()).await;
+    for n in 1..40 {
+        let (meta, at) = put(&tier, n, 5000).await.expect("no upload fails for that");
+        get(&tier, n, &meta, at).await.unwrap();
+    }
+    assert_eq!(store.packs().await.len(), 40);
+    store.denies_deletes.store(false, Ordering::SeqCst);
+    until("the dead pack is deleted", async || store.packs().await.len() == 39).await;
+    close(&tier).await;
+}
+
+#[tokio::test]
+async fn nothing_living_is_given_up_for_dead_packs_that_the_store_keeps() {
+    let store = Arc::new(Switched::default());
+    let (tier, _) = open(&store).await;
+    store.denies_deletes.store(true, Ordering::SeqCst);
+    let (kept, kept_at) = put(&tier, 0, 60_000).await.unwrap();
+    let begun = Instant::now();
+    let mut n = 1;
+    let refused = loop {
+        match put(&tier, n, 60_000).await {
+            Ok((meta, at)) => tier.forget(at, meta.bytes),
+            Err(error) => break error,
+        }
+        n += 1;
+    };
+    assert!(matches!(refused, StorageError::Unavailable { .. }), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "it waited for what does not happen: {:?}", begun.elapsed());
+    get(&tier, 0, &kept, kept_at).await.unwrap();
+    store.denies_deletes.store(false, Ordering::SeqCst);
+    until("there is room again", async || put(&tier, n, 60_000).await.is_ok()).await;
+    close(&tier).await;
+}
+
+/// Makes one object unreadable, one way or another.
+fn spoil(store: &Switched, way: usize, object: Option<Path>) {
+    let ways = [&store.bad_sector, &store.archived];
+    *ways[way].lock() = object;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_does_not_keep_others_from_being_read() {
+    for way in 0..2 {
+        let store = Arc::new(Switched::default());
+        let (tier, _) = open(&store).await;
+        let (bad, bad_at) = put(&tier, 1, 5000).await.unwrap();
+        spoil(&store, way, Some(store.packs().await.remove(0).0));
+        let (good, good_at) = put(&tier, 2, 5000).await.unwrap();
+        for _ in 0..3 {
+            assert!(is_unavailable(&get(&tier, 1, &bad, bad_at).await));
+            get(&tier, 2, &good, good_at).await.expect("the store answers");
+        }
+        spoil(&store, way, None);
+        get(&tier, 1, &bad, bad_at).await.expect("nothing was given up");
+        close(&tier).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pack_that_cannot_be_read_does_not_keep_the_tier_from_recovering() {
+    for way in 0..2 {
+        let store = Arc::new(Switched::default());
+        let (tier, _) = open(&store).await;
+        for n in 0..2 {
+            put(&tier, n, 5000).await.unwrap();
+        }
+        close(&tier).await;
+        let (bad, _) = store.packs().await.remove(0);
+        spoil(&store, way, Some(bad.clone()));
+        let (tier, recovered) = open(&store).await;
+        assert!(!recovered.complete, "it may be an accident");
+        let recovered = tier.recover().await.unwrap();
+        assert_eq!((recovered.complete, recovered.records.len(), recovered.notes.len()), (true, 1, 1));
+        let digits = bad.as_ref().rsplit('/').next().unwrap().trim_end_matches(".pack");
+        assert!(recovered.notes[0].contains(digits), "{:?}", recovered.notes);
+        let (meta, at) = &recovered.records[0];
+        get(&tier, meta.sequence, meta, *at).await.expect("its neighbor is read");
+        put(&tier, 2, 5000).await.expect("writes go on");
+        let packs = store.packs().await;
+        let sum: u64 = packs.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        assert_eq!((packs.len(), tier.usage().used_bytes), (3, sum), "it takes its room and is not deleted");
+        close(&tier).await;
+        spoil(&store, way, None);
+        assert_eq!(open(&store).await.1.records.len(), 3, "the next opening finds it");
+    }
+}
+
+#[tokio::test]
+async fn a_tier_whose_only_pack_cannot_be_read_takes_longer_to_give_it_up() {
+    let store = Arc::new(Switched::default());
+    let (tier, _) = open(&store).await;
+    put(&tier, 1, 5000).await.unwrap();
+    close(&tier).await;
+    spoil(&store, 1, Some(store.packs().await.remove(0).0));
+    let lists = store.lists();
+    let (tier, _) = open(&store).await;
+    let recovered = tier.recover().await.unwrap();
+    assert_eq!((recovered.records.len(), recovered.notes.len()), (0, 1));
+    let lists = store.lists() - lists;
+    assert!(lists >= 30, "{lists} listings: it may be the store's fault");
+    put(&tier, 2, 5000).await.expect("writes go on");
+    close(&tier).await;
+}
+
+#[tokio::test]
+async fn a_store_that_dies_while_it_is_read_is_not_taken_for_recovered() {
+    let store = Arc::new(Switched::default());
+    let (tier, _) = open(&store).await;
+    for n in 0..2 {
+        put(&tier, n, 5000).await.unwrap();
+    }
+    close(&tier).await;
+    // From here on the first listing of each round is all that is answered.
+    let die_after_one_call = || store.fails_from.store(store.calls() + 1, Ordering::SeqCst);
+    die_after_one_call();
+    let (tier, recovered) = open(&store).await;
+    assert!(!recovered.complete);
+    for _ in 0..40 {
+        store.fails_from.store(0, Ordering::SeqCst);
+        until("it answers", async || tier.shared.remote.reads.probe_at().is_none()).await;
+        die_after_one_call();
+        let round = tier.recovery_round(Duration::from_secs(30)).await;
+        assert!(is_unavailable(&round) && !tier.is_recovered(), "{round:?}");
+    }
+    store.fails_from.store(0, Ordering::SeqCst);
+    assert_eq!(tier.recover().await.unwrap().records.len(), 2);
     close(&tier).await;
 }
 

@@ -10,8 +10,10 @@
 mod class;
 mod curve;
 mod ranking;
+mod segment;
 mod segments;
 
 pub use class::{MAX_CLASSES, StopReason};
 pub use ranking::SurvivalRanking;
-pub use segments::{CallFacts, Pause, SegmentId, Segments};
+pub use segment::{CallFacts, Pause, SegmentId};
+pub use segments::Segments;

@@ -6,7 +6,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::segments::{Change, SegmentId, Segments};
+use super::segment::{Change, SegmentId};
+use super::segments::Segments;
 use crate::evict::{Facts, KnownId, Ranking};
 
 /// A segment with blocks that may go, or that had some a moment ago.

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use kvtier_types::{Instant, SemanticType};
 
-use super::class::{Classes, Features, MAX_USES, StopReason, octave, returns_bucket};
+use super::class::{Classes, Features, MAX_USES, octave, returns_bucket};
 use super::curve::{AGES, ends};
+use super::segment::{CallFacts, Cell, Change, Pause, Segment, SegmentId, Standing};
 use crate::evict::RecentKeys;
 
 /// Programs remembered at once.
@@ -19,76 +20,6 @@ const MAX_STEPS: usize = 1024;
 /// Changes kept for rankings to take in; one that is further behind looks at everything anew.
 const MAX_CHANGES: usize = 16_384;
 
-impl Default for SegmentId {
-    fn default() -> Self {
-        Self::NONE
-    }
-}
-
-/// Number of a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentId(u32);
-
-impl SegmentId {
-    /// No segment: nothing is known of the block.
-    pub const NONE: Self = Self(u32::MAX);
-
-    pub(crate) const fn raw(self) -> u32 {
-        self.0
-    }
-
-    pub(crate) const fn from_raw(raw: u32) -> Self {
-        Self(raw)
-    }
-}
-
-/// What is known of a model call.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CallFacts {
-    /// Names its program, if that is known. Never zero.
-    pub program: Option<u64>,
-    /// It is a sub-agent's.
-    pub sub_agent: bool,
-    /// Why it ended.
-    pub stop: StopReason,
-    /// When the program is said to come back.
-    pub returns_in: Option<Duration>,
-    /// The program's last call.
-    pub last: bool,
-    /// Blocks of its prompt.
-    pub blocks: u32,
-}
-
-/// What a program waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pause {
-    /// Why its call ended.
-    pub stop: StopReason,
-    /// When it is said to come back.
-    pub returns_in: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Open,
-    Ended,
-}
-
-#[derive(Debug, Clone)]
-struct Segment {
-    generation: u32,
-    class: u8,
-    age: u8,
-    standing: Standing,
-    features: Features,
-    program: u64,
-    touched: Instant,
-    /// Blocks in it, here or remembered.
-    blocks: u32,
-    /// Blocks it had at most.
-    size: u32,
-}
-
 /// A program's latest call.
 #[derive(Debug, Clone, Default)]
 struct Program {
@@ -96,24 +27,6 @@ struct Program {
     /// Average pause, in seconds.
     pause: Option<f64>,
     segments: Vec<(SegmentId, u32)>,
-}
-
-/// Something a ranking has to look at again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// A segment's class, age or standing.
-    Place(SegmentId),
-    /// The index of a class.
-    Class(u8),
-}
-
-/// Where a segment stands: all of one cell have one value.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Cell {
-    /// Class in bits 16 to 23, age in bits 8 to 15, standing in bit 0.
-    pub(super) key: u32,
-    /// Uses per second to be had.
-    pub(super) value: f32,
 }
 
 #[derive(Debug, Default)]

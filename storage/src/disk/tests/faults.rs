@@ -57,7 +57,10 @@ async fn a_failed_write_turns_writes_off_and_reads_go_on() {
         assert!(matches!(put(&store, 2, 5000).await, Err(StorageError::Io { .. })));
         io.fail_writes.store(0, Ordering::SeqCst);
         assert!(matches!(put(&store, 3, 5000).await, Err(StorageError::Poisoned { .. })));
-        assert!(matches!(store.health(), Err(StorageError::Poisoned { .. })));
+        let poisoned = store.health().unwrap_err();
+        assert!(matches!(poisoned, StorageError::Poisoned { .. }));
+        let said = poisoned.to_string();
+        assert!(said.contains("until kvtierd is restarted") && said.contains("check the disk"), "{said}");
         get(&store, 1, &meta, at).await.unwrap();
         assert!(matches!(store.close(Duration::from_secs(10)).await, Err(StorageError::Poisoned { .. })));
         drop(store);
@@ -71,7 +74,7 @@ async fn a_failed_write_turns_writes_off_and_reads_go_on() {
 async fn no_space_is_full_and_passes() {
     let dir = tempfile::tempdir().unwrap();
     let (store, io) = open_faulty(&config(dir.path(), 4));
-    for code in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG] {
+    for code in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG, libc::EMFILE, libc::ENFILE] {
         io.fail_writes.store(code, Ordering::SeqCst);
         assert!(matches!(put(&store, 2, 5000).await, Err(StorageError::Full)));
         io.fail_writes.store(0, Ordering::SeqCst);

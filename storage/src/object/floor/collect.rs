@@ -2,8 +2,9 @@
 //!
 //! Each node may do it, several at once too: they choose the same packs, and deleting twice is harmless.
 //!
-//! *Invariants*: a pack is deleted only if its writer is neither named alive nor this node, has not stored a pack for
-//! `dead_after`, and the budget is exceeded; the oldest go first; a pack whose footer does not prove that it is one is left alone.
+//! *Invariants*: a pack is deleted only if its writer is neither named alive nor this node, was not heard of and has not
+//! stored a pack for `dead_after`, and the budget is exceeded; the oldest go first; a pack whose footer does not prove that
+//! it is one is left alone.
 //! *Bounds*: a round ends within `round`, and chooses from the oldest [`MAX_PACKS`] packs of writers not alive; one that
 //! exceeds either is finished by the next.
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use kvtier_types::NodeId;
 use object_store::ObjectMeta;
+use tokio::time::Instant;
 
 use super::index::MAX_PACKS;
 use super::listing::Listed;
@@ -56,9 +58,17 @@ struct Census {
 }
 
 impl Floor {
+    /// Says who is alive at the moment, to be called with every word from the cluster: the time without such a word counts
+    /// against nobody.
+    pub fn heard(&self, alive: impl IntoIterator<Item = NodeId>) {
+        self.shared.presence.lock().heard(Instant::now(), alive);
+    }
+
     /// Where all writers' packs together exceed `budget_bytes`: deletes the oldest packs of dead writers until they do not.
-    /// A writer is dead if it is not in `alive` and its newest pack is older than `dead_after`, which must be far more than
-    /// clocks differ. Do not call it while it is not known who is alive: a writer may live and store nothing for long.
+    /// A writer is dead if it is not in `alive`, its newest pack is older than `dead_after`, and for as long it was not
+    /// [`Self::heard`] of; one that never was must have been seen here, by its packs, for as long. `dead_after` must be far
+    /// more than clocks differ. Do not call it while it is not known who is alive: a writer may live and store nothing for
+    /// long.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`]: the store did not answer, or not within `round`; what was deleted stays deleted.
@@ -68,6 +78,7 @@ impl Floor {
         alive: &BTreeSet<String>,
         dead_after: Duration,
     ) -> Result<Collected, StorageError> {
+        self.heard(alive.iter().filter_map(|id| NodeId::new(id).ok()));
         let collected = self.shared.collect(budget_bytes, alive, dead_after);
         within(self.shared.config.round, "collecting dead writers' packs", collected).await?
     }
@@ -85,9 +96,10 @@ impl Shared {
         let total_bytes = folders.values().map(|folder| folder.bytes).sum::<u64>();
         let dead_after_ms = u64::try_from(dead_after.as_millis()).unwrap_or(u64::MAX);
         let newest_dead_ms = now_ms().saturating_sub(dead_after_ms);
-        let dead =
-            |pack: &Listed| folders.get(&pack.at.writer).is_some_and(|folder| folder.newest_ms <= newest_dead_ms);
-        let mut candidates = oldest.into_sorted_vec().into_iter().filter(dead).peekable();
+        let mut dead = self.presence.lock().absent(&folders, dead_after);
+        dead.retain(|writer| folders.get(writer).is_some_and(|folder| folder.newest_ms <= newest_dead_ms));
+        let of_dead = |pack: &Listed| dead.contains(&pack.at.writer);
+        let mut candidates = oldest.into_sorted_vec().into_iter().filter(of_dead).peekable();
         let mut collected = Collected { total_bytes, ..Collected::default() };
         let mut excess_bytes = total_bytes.saturating_sub(budget_bytes);
         while excess_bytes > 0 && candidates.peek().is_some() {

@@ -5,10 +5,11 @@
 //! announced  -> footers of the packs that a peer named                                    -> index
 //! find       -> index                                                                      no I/O
 //! read       -> ranged GET of one record -> header and checksum verified -> copied into its frame
+//! heard      -> who is alive, for collect                                                  no I/O
 //! collect    -> LIST -> DELETE of dead writers' oldest packs, where all writers' exceed the budget
 //! ```
-//! Nothing but the store is needed. It writes nothing (but an empty object that probes): see
-//! [`super::ObjectStoreTier`] for the own folder, which is left out here.
+//! Nothing but the store is needed. It writes nothing: see [`super::ObjectStoreTier`] for the own folder, which is left out
+//! here.
 //!
 //! *Invariants*: a read returns `Ok` only for bytes whose header tells the whole key and whose checksum fits after they
 //! arrived; what others wrote or said never makes it panic, wait longer than its deadlines or hold more than its bounds.
@@ -21,6 +22,7 @@ mod config;
 mod index;
 mod listing;
 mod name;
+mod presence;
 mod read;
 mod refresh;
 
@@ -30,7 +32,7 @@ use kvtier_memory::IoBuf;
 use kvtier_types::{Expect, NodeId, RecordMeta, ShardKey};
 use object_store::ObjectStore;
 use object_store::path::Path;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -40,6 +42,7 @@ pub use self::config::FloorConfig;
 pub use self::index::FloorUsage;
 use self::index::Index;
 pub(super) use self::name::PackAt;
+use self::presence::Presence;
 pub use self::refresh::{Announced, MAX_ANNOUNCED, Refreshed};
 use super::pack::PackName;
 use super::remote::Remote;
@@ -91,6 +94,7 @@ struct Shared {
     root: Path,
     remote: Remote,
     index: RwLock<Index>,
+    presence: Mutex<Presence>,
     /// One permit: listings do not run side by side.
     listing: Semaphore,
     /// A permit for each footer being read.
@@ -124,11 +128,12 @@ impl Floor {
         config.check()?;
         let wake = Arc::new(Notify::new());
         let root = config.root()?;
-        let probe = name::folder(&root, &config.own).join("probe");
+        let nowhere = name::folder(&root, &config.own).join("probe");
         let inflight = usize::try_from(config.max_inflight_bytes).unwrap_or(usize::MAX >> 3);
         let shared = Arc::new(Shared {
             remote: Remote::new(store, config.retry, &wake),
             index: RwLock::new(Index::new(config.max_records)),
+            presence: Mutex::default(),
             listing: Semaphore::new(1),
             footers: Semaphore::new(config.concurrency),
             reading: Semaphore::new(inflight),
@@ -137,7 +142,7 @@ impl Floor {
             config,
         });
         let probed = Arc::clone(&shared);
-        let probing = tokio::spawn(async move { probed.remote.keep_probing(&wake, &probe).await });
+        let probing = tokio::spawn(async move { probed.remote.keep_probing_reads(&wake, &nowhere).await });
         Ok(Self { shared, probing })
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::ObjectStoreExt;
+use tokio::time::Instant;
 
 use super::refresh::now_ms;
 use super::*;
@@ -509,6 +510,38 @@ async fn only_dead_writers_oldest_packs_are_deleted_and_only_beyond_the_budget()
     let left = store.packs().await;
     assert_eq!(left.len(), 3);
     assert!(left.iter().all(|(path, _)| !path.as_ref().contains("/dead/")), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_writer_that_lived_a_moment_ago_keeps_its_old_packs() {
+    let store = Arc::new(Switched::default());
+    store_each(&writer(&store, "idle").await, [1, 2]).await;
+    let stored = now_ms();
+    let long = Duration::from_millis(20);
+    until("its packs are old", async || now_ms() > stored + 20).await;
+    let (floor, nobody) = (floor(&store), BTreeSet::new());
+    // Ahead of the clock, so that the time this test takes does not count.
+    let heard_at = Instant::now() + Duration::from_secs(3600);
+    floor.shared.presence.lock().heard(heard_at, [NodeId::new("idle").unwrap()]);
+    let spared = floor.collect(0, &nobody, long).await.unwrap();
+    assert_eq!((spared.deleted_packs, store.packs().await.len()), (0, 2), "the directory may have forgotten it");
+    floor.shared.presence.lock().heard(heard_at + long, []);
+    assert_eq!(floor.collect(0, &nobody, long).await.unwrap().deleted_packs, 2, "it stayed away");
+}
+
+#[tokio::test]
+async fn a_writer_first_seen_a_moment_ago_keeps_its_old_packs() {
+    let store = Arc::new(Switched::default());
+    store_each(&writer(&store, "idle").await, [1]).await;
+    let stored = now_ms();
+    let long = Duration::from_millis(20);
+    until("its pack is old", async || now_ms() > stored + 20).await;
+    let (floor, nobody) = (floor(&store), BTreeSet::new());
+    let seen_at = Instant::now() + Duration::from_secs(3600);
+    floor.shared.presence.lock().heard(seen_at, []);
+    assert_eq!(floor.collect(0, &nobody, long).await.unwrap().deleted_packs, 0, "this node only just started");
+    floor.shared.presence.lock().heard(seen_at + long, []);
+    assert_eq!(floor.collect(0, &nobody, long).await.unwrap().deleted_packs, 1);
 }
 
 #[tokio::test]
