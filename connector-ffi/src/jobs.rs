@@ -93,19 +93,26 @@ impl Jobs {
     /// # Errors
     /// [`Error::Io`] when a thread cannot be started.
     pub fn start(shared: &Arc<Shared>) -> Result<Self, Error> {
+        let threads = shared.spec.copy_threads;
+        let is_device = shared.device.is_some();
+        let (threads, saving) = if is_device {
+            let threads = threads.max(DEVICE_THREADS);
+            (threads, (threads / 2).max(1))
+        } else {
+            (threads, threads)
+        };
         let inner = Arc::new(Inner {
             shared: Arc::clone(shared),
             extents: Extents::default(),
             regions: RwLock::default(),
             table: Mutex::default(),
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue::new(saving)),
             work: Condvar::new(),
             gate: RwLock::new(true),
             shut: AtomicBool::new(false),
         });
         let jobs = Self { inner };
-        let threads = shared.spec.copy_threads;
-        for index in 0..if shared.device.is_some() { threads.max(DEVICE_THREADS) } else { threads } {
+        for index in 0..threads {
             let inner = Arc::clone(&jobs.inner);
             let thread = std::thread::Builder::new().name(format!("kvtier-copy-{index}"));
             // Not joined: a thread ends by itself soon after `close`, which waits for copies by the gate.
@@ -252,6 +259,11 @@ impl Inner {
                     job.finish(first, copied.unwrap_or(Fate::Lost));
                 }
                 Some(side) => self.batch(side, &job, first),
+            }
+            if job.kind == Kind::Save {
+                self.queue.lock().saved();
+                // This thread may take a load next, and another be free for the save.
+                self.work.notify_one();
             }
             self.settle(&job);
         }

@@ -314,6 +314,7 @@ class WorkerSide:
             state = ("closed", "this worker gave it up") if self._broken else self._session.state()
         except NativeError as error:
             state = ("closed", str(error))
-        if state != self._told or time.monotonic() >= self._tell_at:
+        # While it is not attached with every step: the scheduler waits for such news.
+        if state != self._told or state[0] != "attached" or time.monotonic() >= self._tell_at:
             self._told, self._tell_at = state, time.monotonic() + _TELL_PERIOD_S
             news.states[self.rank] = state

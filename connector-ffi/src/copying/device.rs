@@ -66,10 +66,6 @@ pub(crate) fn copy(side: &DeviceSide, terms: Terms<'_>, items: &[Item<'_>]) -> V
         groups[at].runs.extend(runs);
         groups[at].sums.push(sums);
     }
-    let bytes = items.iter().map(|item| item.frame.bytes).sum();
-    std::thread::sleep(
-        side.pace.take(Instant::now(), bytes).min(terms.deadline.saturating_duration_since(Instant::now())),
-    );
     if Instant::now() >= terms.deadline {
         return ends;
     }

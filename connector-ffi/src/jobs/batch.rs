@@ -40,6 +40,10 @@ impl Inner {
         let ready: Vec<(usize, Item<'_>)> = batch.iter().enumerate().filter_map(item).collect();
         let direction = if job.kind == Kind::Save { Direction::IntoFrame } else { Direction::FromFrame };
         let terms = Terms { direction, after: job.after.as_ref(), deadline: job.deadline };
+        // Before anything begins: what waits for its turn can still be cancelled.
+        let bytes = ready.iter().map(|(_, item)| item.frame.bytes).sum();
+        let pace = side.pace.take(Instant::now(), bytes);
+        std::thread::sleep(pace.min(job.deadline.saturating_duration_since(Instant::now())));
         let gate = self.gate.read();
         if !self.may_begin(job, *gate) {
             return fates;

@@ -14,6 +14,8 @@ use crate::node::Node;
 
 /// Shards found a home for together: small enough that all of them fit into memory.
 const PAGE: usize = 64;
+/// Pages in a row after which an object store that takes nothing is not asked again.
+const MAX_REFUSED_PAGES: u32 = 2;
 /// Longest wait for the directory to know that this node drains.
 const TELL_LIMIT: Duration = Duration::from_secs(2);
 /// Pause between two looks at whether it does.
@@ -60,7 +62,7 @@ pub async fn drain(node: &Arc<Node>, limit: Duration, mut progress: impl FnMut(&
     let mut report = DrainReport::default();
     node.start_draining();
     let Some(cluster) = node.cluster.clone() else { return report };
-    let mut state = State { others_know: tell(node, &cluster, deadline).await, store_fails: false };
+    let mut state = State { others_know: tell(node, &cluster, deadline).await, refused_pages: 0 };
     let mut from = Some(0);
     while let Some(at) = from {
         let (metas, next) = node.read_core(|core| core.holdings(at, PAGE, node.has_outer_store()));
@@ -81,8 +83,8 @@ struct State {
     /// Whether the directory knew that this node drains before it was asked who else has what: of two nodes that drain at
     /// once, one then knows of the other.
     others_know: bool,
-    /// Whether the object store took nothing of what it was given.
-    store_fails: bool,
+    /// Pages in a row of which the object store took nothing.
+    refused_pages: u32,
 }
 
 /// Waits until the directory's answer to a heartbeat shows that this node drains; whether it did in time.
@@ -128,11 +130,11 @@ async fn page(
     }
     let sole_count = sole.len();
     // A store that takes nothing is not asked again: peers may still have the time.
-    let left = if state.store_fails || !node.has_outer_store() {
+    let left = if state.refused_pages >= MAX_REFUSED_PAGES || !node.has_outer_store() {
         sole
     } else {
         let written = homes::to_object_store(node, sole, deadline).await;
-        state.store_fails = written.fails;
+        state.refused_pages = if written.fails { state.refused_pages + 1 } else { 0 };
         written.left
     };
     report.to_object += (sole_count - left.len()) as u64;

@@ -51,14 +51,14 @@ pub(crate) async fn to_object_store(node: &Arc<Node>, metas: Vec<RecordMeta>, de
         return nothing(metas);
     };
     let held = Guard(node, lease);
-    let mut untried = keys.clone();
+    let (mut untried, mut tried) = (keys.clone(), 0);
     loop {
         let moved = node.movement.notified();
         tokio::pin!(moved);
         moved.as_mut().enable();
         let busy = node.with_core(|core, now| {
             core.renew_hold(now, lease);
-            core.write_behind(&mut untried);
+            tried += core.write_behind(&mut untried);
             core.export_waiting(lease) > 0 && !untried.is_empty() || keys.iter().any(|key| core.is_going_down(key))
         });
         if !busy || timeout_at(until, moved).await.is_err() {
@@ -68,7 +68,7 @@ pub(crate) async fn to_object_store(node: &Arc<Node>, metas: Vec<RecordMeta>, de
     drop(held);
     let there = |meta: &RecordMeta| node.read_core(|core| core.in_object_store(&meta.key));
     let (count, left): (_, Vec<_>) = (metas.len(), metas.into_iter().filter(|meta| !there(meta)).collect());
-    Written { fails: left.len() == count && untried.len() < count, left }
+    Written { fails: left.len() == count && tried > 0, left }
 }
 
 /// Asks the roomiest peers to take shards over; answers with those that none took.

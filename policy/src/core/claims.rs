@@ -287,9 +287,14 @@ impl Core {
     pub(super) fn upheld(&mut self, id: BlockId, end: MoveEnd) {
         match end {
             MoveEnd::Done(_) => self.uphold(id),
-            MoveEnd::Failed if self.catalog.try_get(id).is_some_and(|e| self.lacks(e)) => self.failed_upholds.push(id),
+            MoveEnd::Failed if self.is_lost_to_claims(id) => self.failed_upholds.push(id),
             MoveEnd::Failed | MoveEnd::Corrupt | MoveEnd::Gone => {}
         }
+    }
+
+    /// Whether a claim lacks a block, and nothing brings it up: not even another copy than the one that failed.
+    fn is_lost_to_claims(&self, id: BlockId) -> bool {
+        self.catalog.try_get(id).is_some_and(|e| self.lacks(e) && !e.flags.has(Flags::TO_HOST))
     }
 
     /// Whether a claim wants a copy that has to come by way of host memory.

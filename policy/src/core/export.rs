@@ -391,17 +391,20 @@ impl Core {
     }
 
     /// Queues shards for the object store, whatever the rule, and takes out of `keys` those that are queued or there already:
-    /// what is left waits for its bytes to come to host memory, or for another movement of its own.
-    pub fn write_behind(&mut self, keys: &mut Vec<ShardKey>) {
+    /// what is left waits for its bytes to come to host memory, or for another movement of its own. Answers how many were
+    /// queued.
+    pub fn write_behind(&mut self, keys: &mut Vec<ShardKey>) -> usize {
+        let mut queued = 0;
         if self.config.object {
             keys.retain(|key| {
-                let id = self.catalog.find_shard(key);
-                id.is_some_and(|id| {
-                    !self.catalog.get(id).resident(Tier::Object) && !self.queue_offload_to(id, Tier::Object)
-                })
+                let Some(id) = self.catalog.find_shard(key) else { return false };
+                let is_queued = self.queue_offload_to(id, Tier::Object);
+                queued += usize::from(is_queued);
+                !is_queued && !self.catalog.get(id).resident(Tier::Object)
             });
         }
         self.pump();
+        queued
     }
 
     /// Whether a shard is queued for a lower tier, or on its way there.

@@ -177,10 +177,10 @@ impl Core {
         if known.iter().flatten().any(|id| self.catalog.get(*id).in_use()) {
             return Reservation::Busy;
         }
-        for id in known.iter().flatten() {
-            if self.catalog.try_get(*id).is_some() {
-                self.drop_all(*id);
-            }
+        // Copies that could not be read a moment ago may be good: they go once there is room for what replaces them.
+        let may_be_good = known.iter().flatten().any(|id| self.catalog.get(*id).flags.has(Flags::UNREAD));
+        if !may_be_good {
+            self.drop_each(&known);
         }
         let mut frames = Vec::with_capacity(usize::from(batch.shards));
         for _ in 0..batch.shards {
@@ -193,6 +193,11 @@ impl Core {
                 return Reservation::Busy;
             }
         }
+        if may_be_good {
+            // Making room may have taken some.
+            let known = find(self);
+            self.drop_each(&known);
+        }
         let reserved = Reserved { engine: batch.engine, expires: batch.expires };
         for (shard, frame) in (0..).zip(&frames) {
             let parent = parents[usize::from(shard)].filter(|p| self.catalog.try_get(*p).is_some());
@@ -200,6 +205,14 @@ impl Core {
             self.insert_reserved(entry, reserved);
         }
         Reservation::Granted(frames)
+    }
+
+    fn drop_each(&mut self, ids: &[Option<BlockId>]) {
+        for id in ids.iter().flatten() {
+            if self.catalog.try_get(*id).is_some() {
+                self.drop_all(*id);
+            }
+        }
     }
 
     /// A block that is here already was written again. One that spans two types is of the more durable one, and what either
