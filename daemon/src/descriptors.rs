@@ -21,8 +21,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Longest an answer may take to leave.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves the socket on threads of its own until the node stops. The threads end with the process: they hold nothing
-/// that must be given back.
+/// Serves the socket on threads of its own until the node stops. The threads end with the process: what they keep of the
+/// node's memory is given back for them.
 pub fn serve(node: Arc<Node>, listener: UnixListener) {
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {

@@ -87,8 +87,9 @@ impl Core {
         candidates.into_iter().map(|id| (loss(&id), id)).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, id)| id)
     }
 
-    /// Evicts everything in an extent of another class, if all of it may go: of the few that hold least, the first such. When
-    /// there was none, it is not looked for again at once.
+    /// Evicts everything in an extent of another class, if all of it may go: of the few that hold least, the first such. While
+    /// one waits for what is moving in or out of it, no other is emptied. When there was none, it is not looked for again at
+    /// once.
     fn empty_extent(&mut self, bytes: u64) -> bool {
         let class = self.frames.class(bytes);
         if self.without_room.get(&class).is_some_and(|since| self.clock.since(*since) < ROOM_PAUSE) {
@@ -98,7 +99,10 @@ impl Core {
         let stays = |e: &Entry| e.in_use() || e.keeps(Tier::Host) && e.disk.is_none() && e.object.is_none();
         for extent in self.frames.victim_extents(bytes, EXTENT_SCAN) {
             let inside = self.catalog.in_host_extent(extent);
-            if inside.is_empty() || inside.iter().any(|id| stays(self.catalog.get(*id))) {
+            if inside.is_empty() {
+                break;
+            }
+            if inside.iter().any(|id| stays(self.catalog.get(*id))) {
                 continue;
             }
             for id in inside {

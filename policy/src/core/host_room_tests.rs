@@ -96,6 +96,18 @@ fn an_extent_that_may_go_is_found_behind_one_that_may_not() {
 }
 
 #[test]
+fn no_other_extent_is_emptied_while_one_waits_for_a_movement() {
+    let (mut b, long, _) = two_sizes(true);
+    b.write(&[1, 2, 3, 4]);
+    b.offload_all();
+    b.core.apply_evict(&[key(1), key(2)], &[Tier::Host]);
+    b.lookup("r", &[1]);
+    assert!(matches!(b.core.poll_action(), Some(Action::Onboard { .. })));
+    assert_eq!(long.reserve(&mut b, std::iter::once(key(100))), [Reservation::Busy]);
+    assert_eq!(b.core.tier_use(Tier::Host).copies, 2, "what lies in the other extent stays");
+}
+
+#[test]
 fn a_size_without_room_is_not_looked_for_at_every_block() {
     let (mut b, long, asked) = two_sizes(false);
     b.write(&[1, 2, 3, 4]);
