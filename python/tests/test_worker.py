@@ -177,19 +177,20 @@ class Worker(unittest.TestCase):
         with self.assertNoLogs("vllm.kvtier", "INFO"):
             save_settings(Config(async_save=False), True)
 
-    def test_the_sessions_state_is_told_when_it_changes_and_now_and_then(self):
+    def test_the_sessions_state_is_told_when_it_changes_now_and_then_and_while_it_is_detached(self):
         side = self.side()
         side.rank = 3
         self.assertEqual(side.take_report().states, {3: ("attached", "")})
         self.assertIsNone(side.take_report())
         with mock.patch.object(self.session, "state", return_value=("absent", "no daemon")):
-            self.assertEqual(side.take_report().states, {3: ("absent", "no daemon")})
-            self.assertIsNone(side.take_report())
-            side._tell_at = 0.0
-            self.assertEqual(side.take_report().states, {3: ("absent", "no daemon")})
+            for _ in range(2):
+                self.assertEqual(side.take_report().states, {3: ("absent", "no daemon")}, "with every step")
         with mock.patch.object(self.session, "state", side_effect=NativeError("state", -3)):
             self.assertEqual(side.take_report().states[3][0], "closed")
         self.assertEqual(side.take_report().states, {3: ("attached", "")})
+        self.assertIsNone(side.take_report())
+        side._tell_at = 0.0
+        self.assertEqual(side.take_report().states, {3: ("attached", "")}, "now and then")
         side._give_up("test")
         self.assertEqual(side.take_report().states[3][0], "closed")
 
