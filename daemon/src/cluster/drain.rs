@@ -91,8 +91,8 @@ struct State {
 async fn tell(node: &Arc<Node>, cluster: &Cluster, deadline: Instant) -> bool {
     let until = deadline.min(Instant::now() + TELL_LIMIT);
     let is_known = || cluster.records().iter().any(|r| r.id == cluster.id && r.state == NodeState::Draining);
+    cluster.beating.notify_one();
     loop {
-        cluster.beating.notify_one();
         sleep(TELL_PAUSE).await;
         if is_known() {
             return true;
@@ -130,7 +130,7 @@ async fn page(
     }
     let sole_count = sole.len();
     // A store that takes nothing is not asked again: peers may still have the time.
-    let left = if state.refused_pages >= MAX_REFUSED_PAGES || !node.has_outer_store() {
+    let left = if state.refused_pages >= MAX_REFUSED_PAGES {
         sole
     } else {
         let written = homes::to_object_store(node, sole, deadline).await;

@@ -35,11 +35,11 @@ pub(crate) struct Written {
     pub(crate) fails: bool,
 }
 
-/// Writes shards behind, each at most once. It takes at most half of the time, so that peers can be asked when the store is
+/// Writes shards behind, each at most once, where there is a store off this node. It takes at most half of the time, so that peers can be asked when the store is
 /// slow.
 pub(crate) async fn to_object_store(node: &Arc<Node>, metas: Vec<RecordMeta>, deadline: Instant) -> Written {
     let nothing = |left| Written { left, fails: false };
-    if node.stores.get(Tier::Object).is_none() {
+    if !node.has_outer_store() {
         return nothing(metas);
     }
     let until = Instant::now() + deadline.saturating_duration_since(Instant::now()) / 2;

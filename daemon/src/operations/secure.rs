@@ -84,9 +84,6 @@ async fn fly(job: &Job, flight: &[(usize, Goal)], answers: &Answers) -> Vec<(usi
 
 /// Writes shards to the object store and reads them back; answers with those that are not whole there.
 async fn in_store(node: &Arc<Node>, metas: Vec<RecordMeta>, until: Instant) -> Vec<RecordMeta> {
-    if !node.has_outer_store() {
-        return metas;
-    }
     let mut left = Vec::new();
     let unwritten = cluster::to_object_store(node, metas.clone(), until).await.left;
     for meta in metas {
