@@ -48,7 +48,7 @@ pub fn confirmed(args: &EvictArgs) -> Result<(), CliError> {
 /// What resolving targets and asking the daemon can fail with.
 pub async fn evict(client: &mut Client, args: &EvictArgs) -> Result<Report, CliError> {
     let tiers: Vec<i32> = args.tiers.iter().map(|tier| v1::Tier::from(*tier).into()).collect();
-    let request = v1::EvictRequest { tiers, dry_run: args.dry_run, everywhere: args.everywhere, targets: Vec::new() };
+    let request = v1::EvictRequest { tiers, dry_run: args.dry_run, everywhere: args.everywhere, ..Default::default() };
     let asked = Asked { all: args.all, dry_run: args.dry_run };
     if args.all {
         let keys = every_key(client, &args.tiers).await?;

@@ -1,9 +1,11 @@
 //! Verbs for every node of a cluster: those that answer are told at once, those that are away once they are back.
 
+use std::path::Path;
+
 use kvtier_proto::convert::block_targets;
 use kvtier_proto::v1::{self, Outcome, Tier};
 use kvtier_tests::valkey::Valkey;
-use kvtier_tests::wait::until;
+use kvtier_tests::wait::{PATIENCE, until, within};
 use kvtier_tests::{Daemon, Engine, Prompt, Setup, Shape, daemon};
 use kvtier_types::BlockKey;
 
@@ -72,4 +74,105 @@ fn a_node_that_is_away_is_told_once_it_is_back_even_if_the_teller_was_killed() {
     };
     until("the teller to hear of b's new life", || (life_of_b(&a)? == life_of_b(&b)?).then_some(()));
     assert_eq!(evict(&a, &keys[..6]).nodes[0].outcome(), Outcome::Applied);
+}
+
+/// A node over a shared object store, to which it writes `write`.
+fn start_storing(node_id: &str, valkey: &Valkey, store: &Path, (write, list_every): (&str, &str)) -> Daemon {
+    let url = store.display();
+    let object_fields = format!("write = \"{write}\"\nurl = \"file://{url}\"\nlist_every = \"{list_every}\"");
+    let directory = Some(valkey.url());
+    daemon!(Setup { node_id: node_id.into(), directory, object: true, object_fields, ..Setup::default() })
+}
+
+fn wait_prefix(engine: &Engine, prompt: &Prompt, tokens: u32) {
+    let mut last = None;
+    let found = within(PATIENCE, || {
+        last = engine.get(prompt).whole();
+        (last == Some(tokens)).then_some(())
+    });
+    assert!(found.is_some(), "{tokens} tokens of the prompt, the last answer was {last:?}");
+}
+
+fn is_applied(reply: &v1::EvictReply) -> bool {
+    reply.outcomes.iter().all(|o| o.outcome() == Outcome::Applied)
+}
+
+#[test]
+fn what_a_dead_node_left_in_packs_is_evicted_for_every_node_and_every_later_one() {
+    let Some(valkey) = Valkey::start() else { return };
+    let store = tempfile::tempdir().expect("a directory");
+    let start = |node_id, write| start_storing(node_id, &valkey, store.path(), (write, "1s"));
+    let mut a = start("a", "all");
+    let (shape, prompt) = (Shape::default(), Prompt::new("left behind", BLOCKS));
+    let keys = shape.keys(0, &prompt);
+    Engine::attach(&a, &shape).put_all(&prompt);
+    a.wait_blocks(Tier::Object, BLOCKS.into());
+    let (mut b, c) = (start("b", "none"), start("c", "none"));
+    let (on_b, on_c) = (Engine::attach(&b, &shape), Engine::attach(&c, &shape));
+    a.kill();
+    // Only packs have it.
+    until("b to miss a and know c", || {
+        let nodes = b.control().nodes().ok()?.nodes;
+        nodes.iter().map(|n| n.node_id.as_str()).eq(["b", "c"]).then_some(())
+    });
+    let request = |keys: &[BlockKey], dry_run| {
+        let targets = vec![block_targets(keys)];
+        v1::EvictRequest { targets, everywhere: true, dry_run, ..Default::default() }
+    };
+    let evict = |node: &Daemon, dry_run| node.control().evict_everywhere(request(&keys[12..], dry_run)).unwrap();
+    until("b to know the packs", || is_applied(&evict(&b, true)).then_some(()));
+    wait_prefix(&on_c, &prompt, BLOCKS * 16);
+    assert_eq!(on_b.get(&prompt).whole(), Some(BLOCKS * 16), "a dry run evicts nothing");
+    let reply = evict(&b, false);
+    assert!(is_applied(&reply), "{reply:?}");
+    let told: Vec<_> = reply.nodes.iter().map(|n| (n.node_id.as_str(), n.outcome())).collect();
+    assert_eq!(told, [("a", Outcome::Deferred), ("c", Outcome::Applied)]);
+    // It does not come back: c was told what is dead before it was told to drop it.
+    assert_eq!(on_c.get(&prompt).whole(), Some(12 * 16));
+    // Nor does it with another life, or on a node that was not there.
+    b.kill();
+    b.restart();
+    on_b.wait_attached();
+    let d = start("d", "none");
+    let on_d = Engine::attach(&d, &shape);
+    for engine in [&on_b, &on_d, &on_c] {
+        wait_prefix(engine, &prompt, 12 * 16);
+        assert_eq!(engine.get(&prompt).whole(), Some(12 * 16));
+    }
+    assert_eq!(evict(&c, false).outcomes[0].outcome(), Outcome::Missing);
+    // Written anew it is a block like any other.
+    on_c.put_all(&prompt);
+    wait_prefix(&on_d, &prompt, BLOCKS * 16);
+}
+
+#[test]
+fn what_a_living_node_evicts_is_not_read_from_its_packs() {
+    let Some(valkey) = Valkey::start() else { return };
+    let store = tempfile::tempdir().expect("a directory");
+    let start = |node_id, write| start_storing(node_id, &valkey, store.path(), (write, "300s"));
+    let a = start("a", "all");
+    let (shape, prompt) = (Shape::default(), Prompt::new("evicted alone", BLOCKS));
+    let keys = shape.keys(0, &prompt);
+    Engine::attach(&a, &shape).put_all(&prompt);
+    a.wait_blocks(Tier::Object, BLOCKS.into());
+    let evict = |keys: &[BlockKey]| {
+        let evicted = a.control().evict(keys, false).expect("the node answers");
+        assert!(evicted.iter().all(|o| o.outcome() == Outcome::Applied));
+    };
+    evict(&keys[12..]);
+    // One listing, at its start.
+    let b = start("b", "none");
+    let on_b = Engine::attach(&b, &shape);
+    let in_packs = || {
+        let blocks = b.control().locate(&keys).ok()?;
+        let stored = |block: &v1::BlockInfo| block.replicas.iter().any(|r| r.tier() == Tier::Object);
+        Some(blocks.iter().map(stored).collect::<Vec<_>>())
+    };
+    let first = |count| (0..20).map(|n| n < count).collect::<Vec<_>>();
+    until("b to list the packs", || (in_packs()? == first(12)).then_some(()));
+    // From here on a heartbeat tells it.
+    evict(&keys[6..12]);
+    until("b to hear of it", || (in_packs()? == first(6)).then_some(()));
+    wait_prefix(&on_b, &prompt, 6 * 16);
+    assert_eq!(on_b.get(&prompt).whole(), Some(6 * 16));
 }

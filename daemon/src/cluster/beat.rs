@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kvtier_policy::directory::{NodeRecord, NodeState, record_ttl};
 use kvtier_policy::{Core, Verdict};
+use kvtier_storage::object::MAX_ANNOUNCED;
 use tokio::time::{Instant, interval};
 
 use super::Cluster;
@@ -52,8 +53,18 @@ fn record(node: &Arc<Node>, cluster: &Cluster) -> Option<NodeRecord> {
         warming: !node.is_draining() && cluster.warming.is_on(node.now()),
         peer: node.peer_address().unwrap_or_default(),
         free_host_bytes: stats.capacity_bytes.saturating_sub(stats.used_bytes),
-        packs: node.stores.object.as_ref().map(|o| o.recent_packs()).unwrap_or_default(),
+        packs: news_of_packs(node, cluster),
     })
+}
+
+/// What this node stored lately and what it evicted from packs: others read the latter first, so that nothing dead lives in
+/// what they learn.
+fn news_of_packs(node: &Node, cluster: &Cluster) -> Vec<String> {
+    let mut news = cluster.floor.as_ref().map(|floor| floor.recent_tombstones()).unwrap_or_default();
+    let packs = node.stores.object.as_ref().map(|o| o.recent_packs()).unwrap_or_default();
+    let left_out = (news.len() + packs.len()).saturating_sub(MAX_ANNOUNCED);
+    news.extend(packs.into_iter().skip(left_out));
+    news
 }
 
 async fn beat(node: &Arc<Node>, cluster: &Arc<Cluster>) {

@@ -79,6 +79,10 @@ pub struct EvictPlan {
     pub outcomes: Vec<(BlockKey, Outcome, &'static str)>,
     /// Shards to record in the journal, with the last sequence given out, before the eviction is acknowledged.
     pub journal: Vec<(ShardKey, u64)>,
+    /// Blocks that are on their way to the object store, where other nodes could read them.
+    pub to_object: Vec<BlockKey>,
+    /// The last sequence given out: of what may go, everything up to it is dead.
+    pub up_to_sequence: u64,
 }
 
 /// How full a tier is, by the catalog.
@@ -192,7 +196,9 @@ impl Core {
     /// What evicting `keys` from `tiers` (all when empty) would do. Changes nothing.
     #[must_use]
     pub fn plan_evict(&self, keys: &[BlockKey], tiers: &[Tier]) -> EvictPlan {
-        let mut plan = EvictPlan::default();
+        // A movement under way may take any number given out so far.
+        let up_to_sequence = self.next_sequence - 1;
+        let mut plan = EvictPlan { up_to_sequence, ..EvictPlan::default() };
         for key in keys {
             let ids = self.evictable_by_verb(key, tiers);
             let in_use = ids.iter().any(|id| self.catalog.get(*id).in_use());
@@ -206,10 +212,13 @@ impl Core {
             plan.outcomes.push((*key, outcome, reason));
             // Only what survives a restart can come back.
             let durable = tiers.is_empty() || tiers.iter().any(|t| matches!(t, Tier::Disk | Tier::Object));
-            for id in ids.into_iter().filter(|_| durable && outcome != Outcome::Rejected) {
-                // A movement under way may take any number given out so far.
-                plan.journal.push((self.shard_key(self.catalog.get(id)), self.next_sequence - 1));
+            if !durable || outcome == Outcome::Rejected {
+                continue;
             }
+            if ids.iter().any(|id| self.catalog.get(*id).flags.has(Flags::TO_OBJECT)) {
+                plan.to_object.push(*key);
+            }
+            plan.journal.extend(ids.into_iter().map(|id| (self.shard_key(self.catalog.get(id)), up_to_sequence)));
         }
         plan
     }

@@ -1,8 +1,8 @@
 //! A circuit breaker: while a store is known to be dead, nobody waits for it.
 //!
 //! Closed: calls go through. A call whose retries are exhausted opens it; then every call fails at once, until a probe by
-//! the background task (see [`super::packer`]) gets an answer. No caller ever serves as the probe, but where nobody waits
-//! for the calls ([`Breaker::probed_by_calls`]).
+//! the background task (see [`super::packer`]) gets an answer. No caller ever serves as the probe, but where calls are rare
+//! or nobody waits for them ([`Breaker::probed_by_calls`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ impl Breaker {
         Self { what, pause, calls_probe: false, probe_at: Mutex::new(None), wake }
     }
 
-    /// As [`Self::new`], for calls that nobody waits for: once the pause is over they are the probe.
+    /// As [`Self::new`], for calls that are rare or that nobody waits for: once the pause is over they are the probe.
     pub(super) fn probed_by_calls(what: &'static str, pause: Duration, wake: Arc<Notify>) -> Self {
         Self { calls_probe: true, ..Self::new(what, pause, wake) }
     }

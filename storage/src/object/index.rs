@@ -9,10 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
-use kvtier_types::ShardKey;
+use kvtier_types::{BlockKey, ShardKey};
 
 use super::pack::{Entry, PackName};
 use crate::store::{Location, StorageError, Usage};
+
+/// Records looked at in one hold of the index.
+const RECORDS_PER_LOOK: usize = 4096;
 
 /// The packs of a tier.
 #[derive(Debug)]
@@ -235,6 +238,25 @@ impl Index {
         records.map(|(offset, slot)| (slot.key, Location { segment: number, offset }, slot.bytes)).collect()
     }
 
+    /// Adds to `found` which of some blocks have a record, living or not, in some packs from number `from` on. Returns where
+    /// to go on.
+    pub(super) fn find_blocks(
+        &self,
+        from: u32,
+        blocks: &BTreeSet<BlockKey>,
+        found: &mut BTreeSet<BlockKey>,
+    ) -> Option<u32> {
+        let mut looked_at = 0;
+        for (number, pack) in self.packs.range(from..) {
+            if looked_at >= RECORDS_PER_LOOK {
+                return Some(*number);
+            }
+            looked_at += pack.records.len();
+            found.extend(pack.records.iter().map(|slot| slot.key.block).filter(|block| blocks.contains(block)));
+        }
+        None
+    }
+
     /// How full it is. What is staged counts as used.
     pub(super) fn usage(&self) -> Usage {
         Usage {
@@ -275,6 +297,25 @@ mod tests {
         assert_eq!(index.usage().used_bytes, 10_000, "it is used until the store says it is gone");
         index.deleted(pack);
         assert_eq!(index.usage(), Usage { capacity_bytes: 1 << 20, ..Usage::default() });
+    }
+
+    #[test]
+    fn blocks_are_found_in_packs_dead_records_included() {
+        let mut index = Index::new(1 << 30);
+        let (first, other) = (entries(2), entries(5));
+        let pack = add(&mut index, &first);
+        for _ in 0..2000 {
+            add(&mut index, &other[2..]);
+        }
+        index.forget(Location { segment: pack, offset: 1 });
+        let block = |n: u64| meta(n, b"payload").key.block;
+        let (wanted, mut found) = ([1, 4, 9].map(block).into(), BTreeSet::new());
+        let (mut from, mut looks) = (Some(0), 0);
+        while let Some(number) = from {
+            from = index.find_blocks(number, &wanted, &mut found);
+            looks += 1;
+        }
+        assert_eq!((found, looks), ([1, 4].map(block).into(), 2));
     }
 
     #[test]

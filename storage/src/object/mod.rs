@@ -29,6 +29,7 @@ mod recover;
 mod remote;
 mod write;
 
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -38,7 +39,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kvtier_memory::IoBuf;
-use kvtier_types::{NodeId, ShardKey};
+use kvtier_types::{BlockKey, NodeId, ShardKey};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use parking_lot::Mutex;
@@ -51,7 +52,7 @@ pub use self::config::{
 };
 use self::floor::PackAt;
 pub use self::floor::{
-    Announced, Collected, Floor, FloorConfig, FloorRead, FloorRecord, FloorUsage, MAX_ANNOUNCED, Refreshed,
+    Announced, Burial, Collected, Floor, FloorConfig, FloorRead, FloorRecord, FloorUsage, MAX_ANNOUNCED, Refreshed,
 };
 use self::index::Index;
 use self::pack::PackName;
@@ -216,6 +217,17 @@ impl ObjectStoreTier {
     #[must_use]
     pub fn live_records(&self, pack: u32) -> Vec<(ShardKey, Location, u64)> {
         self.shared.index.lock().live_records(pack)
+    }
+
+    /// Which of some blocks have a record in a pack of this tier, those included that are forgotten: until the pack is
+    /// deleted, a [`Floor`] finds them. Looks at each record once.
+    #[must_use]
+    pub fn blocks_in_packs(&self, blocks: &BTreeSet<BlockKey>) -> BTreeSet<BlockKey> {
+        let (mut found, mut from) = (BTreeSet::new(), Some(0));
+        while let Some(number) = from {
+            from = self.shared.index.lock().find_blocks(number, blocks, &mut found);
+        }
+        found
     }
 
     /// Names of the last packs that this opening uploaded, at most [`MAX_ANNOUNCED`], newest last, as

@@ -70,6 +70,12 @@ impl Remote {
         Self { store, retry, reads: breaker("reads"), writes: breaker("writes"), deletes }
     }
 
+    /// For who stores rarely, and has no task that probes writes: the next write is the probe.
+    pub(super) fn of_a_reader(store: Arc<dyn ObjectStore>, retry: RetryPolicy, wake: &Arc<Notify>) -> Self {
+        let writes = Breaker::probed_by_calls("writes", retry.fail_fast, Arc::clone(wake));
+        Self { writes, ..Self::new(store, retry, wake) }
+    }
+
     /// Stores an object. One that is there already under this name is the same one.
     pub(super) async fn put(&self, path: &Path, payload: PutPayload) -> Result<(), StorageError> {
         let deadline = self.retry.write_deadline;

@@ -67,7 +67,8 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
     async fn evict(&self, request: Request<v1::EvictRequest>) -> Answer<v1::EvictReply> {
         let caller = Caller::of(&self.0, &request)?;
         recovered(&self.0)?;
-        let (node, message) = (Arc::clone(&self.0), request.into_inner());
+        let message = v1::EvictRequest { tombstones: Vec::new(), ..request.into_inner() };
+        let node = Arc::clone(&self.0);
         let work = async move { evict(&node, &caller, &message).await };
         to_the_end(&self.0, false, work).await.map(Response::new)
     }

@@ -18,8 +18,8 @@ use object_store::ObjectMeta;
 use tokio::time::Instant;
 
 use super::index::MAX_PACKS;
-use super::listing::Listed;
-use super::name::Writers;
+use super::listing::{Graves, Listed};
+use super::name::{TombAt, Writers};
 use super::refresh::now_ms;
 use super::{Floor, Shared};
 use crate::object::within;
@@ -55,6 +55,7 @@ struct Census {
     folders: BTreeMap<NodeId, Folder>,
     /// The oldest packs of writers that are not alive; the newest on top.
     oldest: BinaryHeap<Listed>,
+    graves: Graves,
 }
 
 impl Floor {
@@ -92,7 +93,7 @@ impl Shared {
         dead_after: Duration,
     ) -> Result<Collected, StorageError> {
         let lives = |writer: &NodeId| *writer == self.config.own || alive.contains(writer.as_str());
-        let Census { folders, oldest } = self.census(lives).await?;
+        let Census { folders, oldest, graves } = self.census(lives).await?;
         let total_bytes = folders.values().map(|folder| folder.bytes).sum::<u64>();
         let dead_after_ms = u64::try_from(dead_after.as_millis()).unwrap_or(u64::MAX);
         let newest_dead_ms = now_ms().saturating_sub(dead_after_ms);
@@ -116,17 +117,35 @@ impl Shared {
                 excess_bytes = excess_bytes.saturating_sub(deleted);
             }
         }
+        if let Err(error) = self.delete_files(&self.useless(&graves, &dead)).await {
+            tracing::warn!(%error, "tombstones of dead nodes were not deleted: at the next collection");
+        }
         collected.excess_bytes = excess_bytes;
         collected.bytes_by_writer = folders.into_iter().map(|(writer, folder)| (writer, folder.bytes)).collect();
         collected.unreadable = self.unreadable();
         Ok(collected)
     }
 
+    /// Tombstones of dead nodes that say nothing of any pack.
+    fn useless(&self, graves: &Graves, dead: &BTreeSet<NodeId>) -> Vec<TombAt> {
+        let index = self.index.read();
+        let of_dead = |at: &&TombAt| dead.contains(&at.burier);
+        let says_nothing = |at: &&TombAt| index.tombs.is_useless(at, &graves.oldest_ms, now_ms());
+        graves.files.keys().filter(of_dead).filter(says_nothing).cloned().collect()
+    }
+
     async fn census(&self, lives: impl Fn(&NodeId) -> bool) -> Result<Census, StorageError> {
         let mut writers = Writers::default();
         let take = |census: &mut Census, object: ObjectMeta| {
-            let Some(at) = writers.pack_at(&self.root, &object.location) else { return ControlFlow::Continue(()) };
+            let Some(at) = writers.pack_at(&self.root, &object.location) else {
+                if let Some(at) = writers.tombs_at(&self.root, &object.location) {
+                    census.folders.entry(at.burier.clone()).or_default();
+                    census.graves.add_file(at, &object);
+                }
+                return ControlFlow::Continue(());
+            };
             let pack = Listed::new(at, &object);
+            census.graves.add_pack(&pack.at.writer, pack.modified_ms);
             let folder = census.folders.entry(pack.at.writer.clone()).or_default();
             folder.bytes = folder.bytes.saturating_add(pack.bytes);
             folder.newest_ms = folder.newest_ms.max(pack.modified_ms);

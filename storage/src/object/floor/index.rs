@@ -1,25 +1,30 @@
 //! Which records lie in other writers' packs.
 //!
-//! A record is a [`Slot`] in its pack's slice and an entry of one ordered set, found by the first half of a 64-bit digest
-//! of its shard key, told by the second; what is at the place is verified against the whole key when it is read.
+//! A record is a [`Slot`] in its pack's slice and an entry of one ordered set, found by half a digest of its block key and
+//! half a digest of its shard key; what is at the place is verified against the whole key when it is read. Records that
+//! [`Tombstones`] cover are not found.
 //!
 //! *Bounds*: at most `max_records` records of 64 bytes (`a_record_takes_at_most_64_bytes`) and [`MAX_PACKS`] packs of about
 //! 300 bytes. Beyond, the oldest packs are left out (an announced one counts as new until a listing tells its age).
 //! *Lock order*: one lock in [`super::Shared`], never held while waiting, nor for more than a batch or a pack.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
-use kvtier_types::ShardKey;
+use kvtier_types::{BlockKey, NodeId, ShardKey};
 
 use super::FloorRecord;
 use super::listing::Listed;
 use super::name::PackAt;
+use super::tombstones::{MAX_TOMBSTONES, Tombstones, block_digest};
 use crate::object::pack::Entry;
 
 /// Most packs known: 8 TiB of packs of the usual size.
 pub(super) const MAX_PACKS: usize = 1 << 20;
 /// Packs compared with a listing at a time, under one lock.
 pub(super) const BATCH: usize = 1024;
+/// Most records of a pack: more do not fit the longest footer.
+pub(super) const MAX_PACK_RECORDS: usize = u16::MAX as usize + 1;
 /// Copies of one shard that a lookup chooses from.
 const MAX_COPIES: usize = 16;
 /// A footer that failed so often is not read again.
@@ -28,8 +33,10 @@ const MAX_FAILURES: u8 = 2;
 /// A record. Its 8-byte fields are split, so that no byte is lost to alignment.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
+    /// Of its block and of its shard key.
     digest: [u32; 2],
     checksum: [u32; 2],
+    sequence: [u32; 2],
     offset: u32,
     bytes: u32,
     header_bytes: u32,
@@ -37,17 +44,22 @@ struct Slot {
 
 /// The records of a pack. Their digests take a while: made before the index is locked.
 #[derive(Debug)]
-pub(super) struct Slots(Box<[Slot]>);
+pub(super) struct Slots {
+    slots: Box<[Slot]>,
+    /// The highest sequence among them.
+    newest: u64,
+}
 
 impl Slots {
-    /// Of a footer's entries, whose offsets and lengths fit 32 bits since the pack's does.
+    /// Of a footer's entries, at most [`MAX_PACK_RECORDS`], whose offsets and lengths fit 32 bits since the pack's does.
     pub(super) fn of(entries: &[Entry]) -> Self {
-        Self(entries.iter().filter_map(Slot::of).collect())
+        let newest = entries.iter().map(|entry| entry.meta.sequence).max().unwrap_or(0);
+        Self { slots: entries.iter().filter_map(Slot::of).collect(), newest }
     }
 }
 
-/// First half of the digest, number of the pack, index in it.
-type Place = (u32, u32, u32);
+/// The digest but for its last 16 bits, number of the pack, index in it.
+type Place = (u32, u16, u32, u16);
 
 #[derive(Debug)]
 struct Pack {
@@ -71,6 +83,9 @@ pub(super) struct Index {
     packs: BTreeMap<u32, Pack>,
     numbers: BTreeMap<PackAt, u32>,
     by_age: BTreeSet<(u64, u32)>,
+    /// The highest sequence that each writer's packs showed.
+    newest: BTreeMap<NodeId, u64>,
+    pub(super) tombs: Tombstones,
     /// Packs whose footer failed its verification, and how often. Only listed ones, as below.
     failed: BTreeMap<PackAt, u8>,
     /// Packs whose footer the store did not yield, and how often.
@@ -94,6 +109,8 @@ pub struct FloorUsage {
     pub left_out_packs: usize,
     /// Packs whose footer failed its verification twice.
     pub unreadable_packs: usize,
+    /// Tombstones: what was evicted of them.
+    pub tombstones: usize,
 }
 
 impl Index {
@@ -108,12 +125,19 @@ impl Index {
             packs: BTreeMap::new(),
             numbers: BTreeMap::new(),
             by_age: BTreeSet::new(),
+            newest: BTreeMap::new(),
+            tombs: Tombstones::new(MAX_TOMBSTONES),
             failed: BTreeMap::new(),
             stalled: BTreeMap::new(),
             left_out_ms: None,
             left_out: 0,
             warned: false,
         }
+    }
+
+    /// The number of the latest listing.
+    pub(super) const fn listing(&self) -> u64 {
+        self.listings
     }
 
     /// The number of the listing that begins now.
@@ -180,7 +204,7 @@ impl Index {
 
     /// Adds a pack with its records, for which older ones may have to go. Returns whether it is in the index now and was
     /// not before.
-    pub(super) fn insert(&mut self, pack: Listed, Slots(slots): Slots) -> bool {
+    pub(super) fn insert(&mut self, pack: Listed, Slots { slots, newest }: Slots) -> bool {
         if self.knows(&pack.at) {
             return false;
         }
@@ -200,7 +224,9 @@ impl Index {
         self.next += 1;
         self.records += slots.len();
         self.pack_bytes += pack.bytes;
-        self.places.extend((0..).zip(&slots).map(|(n, slot)| (slot.digest[0], number, n)));
+        self.places.extend((0..).zip(&slots).map(|(n, slot)| slot.place(number, n)));
+        let highest = self.newest.entry(pack.at.writer.clone()).or_default();
+        *highest = (*highest).max(newest);
         self.failed.remove(&pack.at);
         self.stalled.remove(&pack.at);
         self.numbers.insert(pack.at.clone(), number);
@@ -223,7 +249,7 @@ impl Index {
     fn remove(&mut self, number: u32) {
         let Some(pack) = self.packs.remove(&number) else { return };
         for (n, slot) in (0..).zip(&pack.slots) {
-            self.places.remove(&(slot.digest[0], number, n));
+            self.places.remove(&slot.place(number, n));
         }
         self.records -= pack.slots.len();
         self.pack_bytes -= pack.bytes;
@@ -266,27 +292,52 @@ impl Index {
         self.failed.iter().filter(|(_, times)| **times >= MAX_FAILURES).map(|(at, _)| at)
     }
 
-    /// A record of the shard: of several the one in the newest pack, which will be there longest.
+    /// A record of the shard: of several that live the one in the newest pack, which will be there longest.
     pub(super) fn find(&self, key: &ShardKey) -> Option<FloorRecord> {
-        let digest = digest(key);
-        let copies = self.places.range((digest[0], 0, 0)..=(digest[0], u32::MAX, u32::MAX));
-        let slots = copies.filter_map(|&(_, number, n)| {
-            let pack = self.packs.get(&number)?;
-            Some((pack, pack.slots.get(n as usize)?))
-        });
-        let ours = slots.take(MAX_COPIES).filter(|(_, slot)| slot.digest == digest);
-        let (pack, slot) = ours.max_by_key(|(pack, _)| pack.modified_ms)?;
+        let (block, digest) = digests(key);
+        let (half, shard) = (digest[0], high(digest[1]));
+        let copies = self.slots((half, shard)..=(half, shard)).filter(|(_, slot)| slot.digest == digest);
+        let alive = copies.filter(|(pack, slot)| self.lives(block, pack, slot)).take(MAX_COPIES);
+        let (pack, slot) = alive.max_by_key(|(pack, _)| pack.modified_ms)?;
         Some(slot.record(&pack.at))
+    }
+
+    /// Who wrote living records of a block that are known, and for each the highest sequence that it may have: of any
+    /// layout. While packs are left out, everybody may have.
+    pub(super) fn writers_of(&self, block: &BlockKey) -> BTreeMap<NodeId, u64> {
+        let block = block_digest(block);
+        let half = halves(block)[0];
+        let known = |writer: &NodeId| Some((writer.clone(), *self.newest.get(writer)?));
+        if self.left_out > 0 || !self.tombs.is_ready() {
+            let all = self.newest.keys().filter_map(known);
+            return all.filter(|(writer, newest)| !self.tombs.covers(writer, block, *newest)).collect();
+        }
+        let alive = self.slots((half, 0)..=(half, u16::MAX)).filter(|(pack, slot)| self.lives(block, pack, slot));
+        alive.filter_map(|(pack, _)| known(&pack.at.writer)).collect()
+    }
+
+    fn lives(&self, block: u64, pack: &Pack, slot: &Slot) -> bool {
+        !self.tombs.covers(&pack.at.writer, block, whole(slot.sequence))
+    }
+
+    /// The records with digests that begin so, and their packs.
+    fn slots(&self, digests: RangeInclusive<(u32, u16)>) -> impl Iterator<Item = (&Pack, &Slot)> {
+        let (from, to) = (*digests.start(), *digests.end());
+        let places = (from.0, from.1, 0, 0)..=(to.0, to.1, u32::MAX, u16::MAX);
+        self.places.range(places).filter_map(|&(_, _, number, n)| {
+            let pack = self.packs.get(&number)?;
+            Some((pack, pack.slots.get(usize::from(n))?))
+        })
     }
 
     /// Takes a record out that is not what it was said to be.
     pub(super) fn drop_record(&mut self, key: &ShardKey, record: &FloorRecord) {
         let Some(&number) = self.numbers.get(&record.pack_at()) else { return };
         let Some(pack) = self.packs.get(&number) else { return };
-        let digest = digest(key);
+        let (_, digest) = digests(key);
         for (n, slot) in (0..).zip(&pack.slots) {
             if slot.digest == digest && u64::from(slot.offset) == record.offset {
-                self.places.remove(&(digest[0], number, n));
+                self.places.remove(&slot.place(number, n));
             }
         }
     }
@@ -298,6 +349,7 @@ impl Index {
             records: self.records,
             left_out_packs: self.left_out,
             unreadable_packs: self.unreadable().count(),
+            tombstones: self.tombs.len(),
         }
     }
 }
@@ -305,12 +357,17 @@ impl Index {
 impl Slot {
     fn of(entry: &Entry) -> Option<Self> {
         Some(Self {
-            digest: digest(&entry.meta.key),
+            digest: digests(&entry.meta.key).1,
             checksum: halves(entry.meta.checksum),
+            sequence: halves(entry.meta.sequence),
             offset: u32::try_from(entry.offset).ok()?,
             bytes: u32::try_from(entry.meta.bytes).ok()?,
             header_bytes: entry.header_bytes,
         })
+    }
+
+    fn place(&self, number: u32, n: u16) -> Place {
+        (self.digest[0], high(self.digest[1]), number, n)
     }
 
     fn record(&self, at: &PackAt) -> FloorRecord {
@@ -320,7 +377,7 @@ impl Slot {
             offset: u64::from(self.offset),
             header_bytes: self.header_bytes,
             bytes: u64::from(self.bytes),
-            checksum: u64::from(self.checksum[0]) << 32 | u64::from(self.checksum[1]),
+            checksum: whole(self.checksum),
         }
     }
 }
@@ -332,14 +389,25 @@ fn halves(n: u64) -> [u32; 2] {
     [half(0), half(4)]
 }
 
-/// 64 bits of BLAKE3 of a shard key: tests and hostile writers make block keys that differ in few places.
-fn digest(key: &ShardKey) -> [u32; 2] {
+/// The high 16 bits.
+const fn high(n: u32) -> u16 {
+    (n >> 16) as u16
+}
+
+/// What [`halves`] took apart.
+fn whole([high, low]: [u32; 2]) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// The digest of a key's block, and the key's own: half of the block's and half of BLAKE3 of the whole.
+fn digests(key: &ShardKey) -> (u64, [u32; 2]) {
     let mut hasher = blake3::Hasher::new();
     hasher.update(key.block.as_bytes()).update(key.layout.as_bytes()).update(&key.shard.to_le_bytes());
-    let digest = hasher.finalize();
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest.as_bytes()[..8]);
-    halves(u64::from_be_bytes(first))
+    let shard = hasher.finalize();
+    let mut first = [0; 4];
+    first.copy_from_slice(&shard.as_bytes()[..4]);
+    let block = block_digest(&key.block);
+    (block, [halves(block)[0], u32::from_be_bytes(first)])
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! What one LIST of all writers' folders says, in bounded memory however many objects there are.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
+use kvtier_types::NodeId;
 use object_store::ObjectMeta;
 
-use super::name::PackAt;
+use super::name::{PackAt, TombAt};
 
 /// A pack as it was listed. Orders by age, the oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,16 +19,53 @@ pub(super) struct Listed {
 
 impl Listed {
     pub(super) fn new(at: PackAt, object: &ObjectMeta) -> Self {
-        let modified_ms = u64::try_from(object.last_modified.timestamp_millis()).unwrap_or(0);
-        Self { modified_ms, at, bytes: object.size }
+        Self { modified_ms: modified_ms(object), at, bytes: object.size }
     }
 }
 
-/// The newest packs of a listing.
+/// When an object was made, in milliseconds of Unix time by the store's clock.
+pub(super) fn modified_ms(object: &ObjectMeta) -> u64 {
+    u64::try_from(object.last_modified.timestamp_millis()).unwrap_or(0)
+}
+
+/// Most files of tombstones in a listing: each node merges its own.
+pub(super) const MAX_TOMB_FILES: usize = 1 << 16;
+
+/// What is not a pack: files of tombstones, and how old each writer's packs are.
+#[derive(Debug, Default)]
+pub(super) struct Graves {
+    /// When each was made, and its length.
+    pub(super) files: BTreeMap<TombAt, (u64, u64)>,
+    /// More files than [`MAX_TOMB_FILES`].
+    pub(super) too_many: bool,
+    /// When the oldest pack of each writer was made, the own ones included.
+    pub(super) oldest_ms: BTreeMap<NodeId, u64>,
+}
+
+impl Graves {
+    pub(super) fn add_file(&mut self, at: TombAt, object: &ObjectMeta) {
+        if self.files.len() < MAX_TOMB_FILES {
+            self.files.insert(at, (modified_ms(object), object.size));
+        } else {
+            self.too_many = true;
+        }
+    }
+
+    pub(super) fn add_pack(&mut self, writer: &NodeId, modified_ms: u64) {
+        if let Some(oldest) = self.oldest_ms.get_mut(writer) {
+            *oldest = (*oldest).min(modified_ms);
+        } else {
+            self.oldest_ms.insert(writer.clone(), modified_ms);
+        }
+    }
+}
+
+/// The newest packs of a listing, and what else it shows.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     newest: BinaryHeap<Reverse<Listed>>,
     cut: usize,
+    pub(super) graves: Graves,
 }
 
 impl Listing {

@@ -1,22 +1,24 @@
 //! The floor: reads what other writers stored, so that a block outlives its node.
 //!
 //! ```text
-//! refresh    -> LIST of every writer's folder -> footers of packs not known, newest first -> index
-//! announced  -> footers of the packs that a peer named                                    -> index
+//! refresh    -> LIST of every writer's folder -> tombstones, then footers not known, newest first -> index
+//! announced  -> tombstones and footers of the packs that a peer named                     -> index
 //! find       -> index                                                                      no I/O
 //! read       -> ranged GET of one record -> header and checksum verified -> copied into its frame
+//! bury       -> tombstones -> index, and a file in the own folder: evicted for every node, whoever wrote it
 //! heard      -> who is alive, for collect                                                  no I/O
 //! collect    -> LIST -> DELETE of dead writers' oldest packs, where all writers' exceed the budget
 //! ```
-//! Nothing but the store is needed. It writes nothing: see [`super::ObjectStoreTier`] for the own folder, which is left out
-//! here.
+//! Nothing but the store is needed. It writes no packs: see [`super::ObjectStoreTier`] for the own folder, whose packs are
+//! left out here.
 //!
 //! *Invariants*: a read returns `Ok` only for bytes whose header tells the whole key and whose checksum fits after they
 //! arrived; what others wrote or said never makes it panic, wait longer than its deadlines or hold more than its bounds.
 //! Everyone who may write to the store is trusted to have written the block that a key names.
-//! *Bounds*: see [`index`]; `max_inflight_bytes` being read; `concurrency` footers of at most 8 MiB at once.
+//! *Bounds*: see [`index`] and [`tombstones`]; `max_inflight_bytes` being read; `concurrency` footers of at most 8 MiB at once.
 //! *Cancellation*: every future may be dropped; what it learnt until then stays.
 
+mod bury;
 mod collect;
 mod config;
 mod index;
@@ -25,7 +27,10 @@ mod name;
 mod presence;
 mod read;
 mod refresh;
+mod tomb_file;
+mod tombstones;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvtier_memory::IoBuf;
@@ -41,9 +46,12 @@ pub use self::collect::Collected;
 pub use self::config::FloorConfig;
 pub use self::index::FloorUsage;
 use self::index::Index;
+use self::listing::Listed;
 pub(super) use self::name::PackAt;
+use self::name::TombAt;
 use self::presence::Presence;
 pub use self::refresh::{Announced, MAX_ANNOUNCED, Refreshed};
+pub use self::tombstones::Burial;
 use super::pack::PackName;
 use super::remote::Remote;
 use crate::store::StorageError;
@@ -95,8 +103,14 @@ struct Shared {
     remote: Remote,
     index: RwLock<Index>,
     presence: Mutex<Presence>,
+    /// Packs that were announced before it was known what is dead.
+    early: Mutex<Vec<Listed>>,
+    /// The last own files of tombstones.
+    recent: Mutex<VecDeque<TombAt>>,
     /// One permit: listings do not run side by side.
     listing: Semaphore,
+    /// One permit: tombstones are written one file after the other.
+    burying: Semaphore,
     /// A permit for each footer being read.
     footers: Semaphore,
     /// A permit for each byte being read.
@@ -131,10 +145,13 @@ impl Floor {
         let nowhere = name::folder(&root, &config.own).join("probe");
         let inflight = usize::try_from(config.max_inflight_bytes).unwrap_or(usize::MAX >> 3);
         let shared = Arc::new(Shared {
-            remote: Remote::new(store, config.retry, &wake),
+            remote: Remote::of_a_reader(store, config.retry, &wake),
             index: RwLock::new(Index::new(config.max_records)),
             presence: Mutex::default(),
+            early: Mutex::default(),
+            recent: Mutex::default(),
             listing: Semaphore::new(1),
+            burying: Semaphore::new(1),
             footers: Semaphore::new(config.concurrency),
             reading: Semaphore::new(inflight),
             reading_bytes: inflight as u64,

@@ -1,11 +1,11 @@
-//! Where a pack of any writer lies, and how nodes tell each other of it.
+//! Where a pack or a file of tombstones of any writer lies, and how nodes tell each other of it.
 //!
 //! ```text
-//! path       <root>/<writer>/v2/<2 digits>/<64 digits>.pack
-//! announced  <writer>/<64 digits>-<bytes of the pack>
+//! pack        <root>/<writer>/v2/<2 digits>/<64 digits>.pack     announced  <writer>/<64 digits>-<bytes of the pack>
+//! tombstones  <root>/<node>/evicted/<64 digits>.v1               announced  <node>/evicted-<64 digits>
 //! ```
-//! *Invariants*: whatever a listing or a peer says, only these two forms become a [`PackAt`], and a `PackAt` has one path,
-//! below its writer's folder (`hostile_names_are_refused`).
+//! *Invariants*: whatever a listing or a peer says, only these forms become a [`PackAt`] or a [`TombAt`], and each has one
+//! path, below its writer's folder (`hostile_names_are_refused`).
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,9 @@ use object_store::path::Path;
 
 use crate::object::pack::PackName;
 
+/// The folder of a node's files of tombstones, and how their names end.
+const TOMBS: &str = "evicted";
+const TOMBS_END: &str = ".v1";
 /// Longest announced name.
 const MAX_ANNOUNCED_BYTES: usize = NodeId::MAX_BYTES + 1 + 64 + 1 + 10;
 /// Most writers told apart; folders beyond are not looked at.
@@ -59,6 +62,41 @@ impl PackAt {
     }
 }
 
+/// A file of tombstones and who wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TombAt {
+    pub(super) burier: NodeId,
+    pub(super) name: [u8; 32],
+}
+
+impl TombAt {
+    /// Where it lies below the floor's `root`.
+    pub(super) fn path(&self, root: &Path) -> Path {
+        root.clone().join(self.burier.as_str()).join(TOMBS).join(format!("{}{TOMBS_END}", hex::encode(self.name)))
+    }
+
+    /// What a peer is told of it.
+    pub(super) fn announce(&self) -> String {
+        format!("{}/{TOMBS}-{}", self.burier, hex::encode(self.name))
+    }
+
+    /// The file as a peer told it; `None` for anything that [`Self::announce`] does not make.
+    pub(super) fn parse(announced: &str) -> Option<Self> {
+        if announced.len() > MAX_ANNOUNCED_BYTES {
+            return None;
+        }
+        let (burier, rest) = announced.split_once('/')?;
+        let at = Self::of(NodeId::new(burier).ok()?, rest.strip_prefix(TOMBS)?.strip_prefix('-')?)?;
+        (at.announce() == announced).then_some(at)
+    }
+
+    fn of(burier: NodeId, digits: &str) -> Option<Self> {
+        let mut name = [0; 32];
+        hex::decode_to_slice(digits, &mut name).ok()?;
+        Some(Self { burier, name })
+    }
+}
+
 /// The folder of a writer below the floor's `root`, as its tier names it.
 pub(super) fn folder(root: &Path, writer: &NodeId) -> Path {
     root.clone().join(writer.as_str()).join("v2")
@@ -75,6 +113,17 @@ impl Writers {
         let writer = self.get(first.as_ref())?;
         let name = PackName::parse(&folder(root, &writer), listed)?;
         Some(PackAt { writer, name })
+    }
+
+    /// The file of tombstones at a listed path; `None` as for packs.
+    pub(super) fn tombs_at(&mut self, root: &Path, listed: &Path) -> Option<TombAt> {
+        let mut parts = listed.prefix_match(root)?;
+        let (first, folder, file) = (parts.next()?, parts.next()?, parts.next()?);
+        if folder.as_ref() != TOMBS || parts.next().is_some() {
+            return None;
+        }
+        let at = TombAt::of(self.get(first.as_ref())?, file.as_ref().strip_suffix(TOMBS_END)?)?;
+        (at.path(root) == *listed).then_some(at)
     }
 
     fn get(&mut self, folder: &str) -> Option<NodeId> {
@@ -101,6 +150,12 @@ mod tests {
         assert_eq!(PackAt::parse(&at.announce(4711)), Some((at.clone(), 4711)));
         assert_eq!(Writers::default().pack_at(&root, &at.path(&root)), Some(at.clone()));
         assert_eq!(Writers::default().pack_at(&Path::default(), &at.path(&Path::default())), Some(at));
+        let tombs = TombAt { burier: NodeId::new("node-a.rack_1").unwrap(), name: [0xab; 32] };
+        assert_eq!(TombAt::parse(&tombs.announce()), Some(tombs.clone()));
+        assert_eq!(Writers::default().tombs_at(&root, &tombs.path(&root)), Some(tombs.clone()));
+        assert_eq!(Writers::default().pack_at(&root, &tombs.path(&root)), None);
+        assert_eq!(PackAt::parse(&tombs.announce()), None, "older builds refuse the name");
+        assert_eq!(TombAt::parse(&sample().announce(1)), None);
     }
 
     #[test]
@@ -135,6 +190,18 @@ mod tests {
         for bad in bad {
             assert_eq!(PackAt::parse(&bad), None, "{bad:.80?}");
         }
+        let bad = ["", "/", "a", "a/", "a/evicted", "a/evicted-", "a/evicted-ab", "../evicted-{}", "a/b/evicted-{}"];
+        let bad = bad.into_iter().chain([
+            "a/evicted-{}-1",
+            "a/evicted-{} ",
+            "a/evicted--{}",
+            "a/v2-{}",
+            "/evicted-{}",
+            "a/{}",
+        ]);
+        for bad in bad.map(|bad| bad.replace("{}", &digits)).chain([format!("a/evicted-{}", digits.to_uppercase())]) {
+            assert_eq!(TombAt::parse(&bad), None, "{bad:.80?}");
+        }
     }
 
     #[test]
@@ -153,6 +220,18 @@ mod tests {
             "a/b/node-a.rack_1/v2/probe".to_owned(),
         ] {
             assert_eq!(writers.pack_at(&root, &Path::from(foreign.as_str())), None, "{foreign}");
+            assert_eq!(writers.tombs_at(&root, &Path::from(foreign.as_str())), None, "{foreign}");
+        }
+        let good = TombAt { burier: NodeId::new("a").unwrap(), name: [0xab; 32] }.path(&root).to_string();
+        for foreign in [
+            good.replace("/evicted/", "/v2/"),
+            good.replace("/evicted/", "/evicted/x/"),
+            good.replace(".v1", ".v2"),
+            good.replace("/abab", "/ABab"),
+            good.replace("/abab", "/ab"),
+            format!("{good}/x"),
+        ] {
+            assert_eq!(writers.tombs_at(&root, &Path::from(foreign.as_str())), None, "{foreign}");
         }
     }
 }

@@ -1,20 +1,22 @@
 //! Learning what other writers stored: from a listing, or from a peer's word.
 //!
 //! *Bounds*: a listing keeps the newest [`MAX_PACKS`] packs, and ends within `round` with the footers it needs; of an
-//! announcement [`MAX_ANNOUNCED`] names are looked at; a report names [`MAX_NAMED`] packs.
+//! announcement [`MAX_ANNOUNCED`] names are looked at; a report names [`MAX_NAMED`] packs; [`MAX_EARLY`] packs that were
+//! announced wait for a listing.
 //! *Invariants*: a pack that a listing did not show is dropped, unless it was learnt since that listing began; what was
 //! learnt before a failure stays, so that the next round goes on where this one ended.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use futures::StreamExt;
 use futures::stream;
 
-use super::index::{BATCH, MAX_PACKS, Slots};
+use super::index::{BATCH, MAX_PACK_RECORDS, MAX_PACKS, Slots};
 use super::listing::{Listed, Listing};
-use super::name::{PackAt, Writers};
+use super::name::{PackAt, TombAt, Writers};
 use super::{Floor, Shared};
 use crate::codec::Malformed;
 use crate::object::footer::{self, Wanted};
@@ -26,6 +28,10 @@ use crate::store::StorageError;
 pub const MAX_ANNOUNCED: usize = 64;
 /// Longest footer: that of a pack of 1 GiB with 32 KiB records.
 const MAX_FOOTER_BYTES: u64 = 8 << 20;
+/// Listings in one refresh, while files of tombstones go that they showed.
+const MAX_LISTINGS: u32 = 4;
+/// Most packs that wait for what is dead to be known.
+const MAX_EARLY: usize = 4096;
 /// Most packs that a report names.
 pub(super) const MAX_NAMED: usize = 64;
 
@@ -45,8 +51,10 @@ pub struct Refreshed {
 pub struct Announced {
     /// Packs that it learnt.
     pub new_packs: usize,
-    /// Packs that were known already, are this node's own, or are left out for want of room.
+    /// Packs that were known already, are this node's own, or are left out for want of room; and files of tombstones.
     pub known: usize,
+    /// Packs that wait for the next listing: until then it is not known what is dead.
+    pub waiting: usize,
     /// Names that are none, or that were too many.
     pub refused: usize,
     /// Packs that are not there or not what the name says.
@@ -74,16 +82,36 @@ impl Floor {
     }
 
     /// Reads the footers of packs that a peer says are new, without a listing. The names, from
-    /// [`crate::object::ObjectStoreTier::recent_packs`] of the peer, are not trusted.
+    /// [`crate::object::ObjectStoreTier::recent_packs`] and [`Floor::recent_tombstones`] of the peer, are not trusted.
     pub async fn announced(&self, names: &[String]) -> Announced {
         let mut found = Announced { refused: names.len().saturating_sub(MAX_ANNOUNCED), ..Announced::default() };
-        let mut packs = Vec::new();
+        let (mut packs, mut files) = (Vec::new(), Vec::new());
         for name in names.iter().take(MAX_ANNOUNCED) {
-            match PackAt::parse(name) {
-                None => found.refused += 1,
-                Some((at, _)) if self.shared.skips(&at) || self.shared.index.read().knows(&at) => found.known += 1,
-                Some((at, bytes)) => packs.push(Listed { modified_ms: now_ms(), at, bytes }),
+            match (PackAt::parse(name), TombAt::parse(name)) {
+                (None, None) => found.refused += 1,
+                (None, Some(at)) => files.push(at),
+                (Some((at, _)), _) if self.shared.skips(&at) || self.shared.index.read().knows(&at) => found.known += 1,
+                (Some((at, bytes)), _) => packs.push(Listed { modified_ms: now_ms(), at, bytes }),
             }
+        }
+        // First what is dead, then what it may be dead in.
+        for at in files {
+            match self.shared.learn_file(at, now_ms()).await {
+                Ok(true) => found.known += 1,
+                Ok(false) => found.wrong += 1,
+                Err(_) => {
+                    // The next listing reads it before anything else.
+                    self.shared.index.write().tombs.set_ready(false);
+                    found.unavailable += 1;
+                }
+            }
+        }
+        if !self.shared.index.read().tombs.is_ready() {
+            let mut early = self.shared.early.lock();
+            let room = MAX_EARLY.saturating_sub(early.len());
+            found.waiting = packs.len();
+            early.extend(packs.into_iter().take(room));
+            return found;
         }
         let learning = packs.into_iter().map(|pack| self.shared.learn(pack));
         let mut learning = stream::iter(learning).buffer_unordered(self.shared.config.concurrency);
@@ -108,9 +136,19 @@ impl Shared {
 
     async fn refresh(&self) -> Result<Refreshed, StorageError> {
         let _turn = self.listing.acquire().await.map_err(|_| StorageError::Closed)?;
-        let number = self.index.write().begin_listing();
-        let listing = self.list().await?;
-        let (gone_packs, wanted) = self.compare(number, listing);
+        let mut tries = 0;
+        let (number, listing, graves) = loop {
+            tries += 1;
+            let number = self.index.write().begin_listing();
+            let mut listing = self.list().await?;
+            let graves = mem::take(&mut listing.graves);
+            if self.learn_tombstones(number, &graves).await? || tries == MAX_LISTINGS {
+                break (number, listing, graves);
+            }
+        };
+        self.index.write().tombs.set_ready(true);
+        let (gone_packs, mut wanted) = self.compare(number, listing);
+        wanted.extend(mem::take(&mut *self.early.lock()));
         let mut refreshed = Refreshed { gone_packs, ..Refreshed::default() };
         let learning = wanted.into_iter().map(|pack| async {
             let at = pack.at.clone();
@@ -126,6 +164,9 @@ impl Shared {
             }
         }
         refreshed.unreadable = self.unreadable();
+        if let Err(error) = self.tend_tombstones(&graves).await {
+            tracing::warn!(%error, "files of tombstones could not be written or deleted: at the next refresh");
+        }
         Ok(refreshed)
     }
 
@@ -136,9 +177,14 @@ impl Shared {
     async fn list(&self) -> Result<Listing, StorageError> {
         let mut writers = Writers::default();
         let take = |listing: &mut Listing, object: object_store::ObjectMeta| {
-            let at = writers.pack_at(&self.root, &object.location).filter(|at| !self.skips(at));
-            if let Some(at) = at {
-                listing.add(Listed::new(at, &object), MAX_PACKS);
+            if let Some(at) = writers.pack_at(&self.root, &object.location) {
+                let pack = Listed::new(at, &object);
+                listing.graves.add_pack(&pack.at.writer, pack.modified_ms);
+                if !self.skips(&pack.at) {
+                    listing.add(pack, MAX_PACKS);
+                }
+            } else if let Some(at) = writers.tombs_at(&self.root, &object.location) {
+                listing.graves.add_file(at, &object);
             }
             ControlFlow::Continue(())
         };
@@ -179,7 +225,7 @@ impl Shared {
             Err(StorageError::NotFound) => return Ok(Learnt::Gone),
             Err(error) => return Err(error),
         };
-        if entries.len() > self.config.max_records {
+        if entries.len() > self.config.max_records.min(MAX_PACK_RECORDS) {
             return Ok(Learnt::Malformed(Malformed("the pack has more records than the index may hold")));
         }
         let slots = Slots::of(&entries);

@@ -15,6 +15,8 @@ use crate::object::tests::{Switched, close, config, is_unavailable, open_as, unt
 use crate::object::{ObjectConfig, ObjectPlace, ObjectStoreTier, RetryPolicy};
 use crate::store::BlockStore;
 
+mod evicted;
+
 const LEN: usize = 3000;
 
 fn nowhere() -> ObjectPlace {
@@ -43,6 +45,13 @@ fn floor_config(place: ObjectPlace) -> FloorConfig {
 
 fn floor(store: &Arc<Switched>) -> Floor {
     floor_as(store, floor_config(nowhere()))
+}
+
+/// A floor that knows what is dead.
+async fn joined(store: &Arc<Switched>) -> Floor {
+    let floor = floor(store);
+    floor.refresh().await.unwrap();
+    floor
 }
 
 fn floor_as(store: &Arc<Switched>, config: FloorConfig) -> Floor {
@@ -128,7 +137,7 @@ async fn blocks_outlive_their_writers_in_a_directory() {
 async fn what_a_peer_announces_is_found_without_a_listing() {
     let store = Arc::new(Switched::default());
     let tier = writer(&store, "a").await;
-    let floor = floor(&store);
+    let floor = joined(&store).await;
     put(&tier, 1, LEN).await.unwrap();
     let lists = store.lists();
     let found = floor.announced(&tier.recent_packs()).await;
@@ -146,13 +155,13 @@ async fn recent_packs_are_bounded_newest_last_and_without_deleted_ones() {
     let store = Arc::new(Switched::default());
     let tier = writer(&store, "a").await;
     assert!(tier.recent_packs().is_empty());
+    let floor = joined(&store).await;
     let mut last = None;
     for n in 0..70 {
         last = Some(put(&tier, n, 10).await.unwrap());
     }
     let names = tier.recent_packs();
     assert_eq!(names.len(), MAX_ANNOUNCED);
-    let floor = floor(&store);
     assert_eq!(floor.announced(&names[MAX_ANNOUNCED - 1..]).await.new_packs, 1);
     assert!(floor.find(&[last.clone().unwrap().0.key])[0].is_some());
     let (meta, at) = last.unwrap();
@@ -167,8 +176,8 @@ async fn recent_packs_are_bounded_newest_last_and_without_deleted_ones() {
 async fn a_pack_uploaded_or_announced_twice_is_one_pack() {
     let store = Arc::new(Switched::default());
     let tier = writer(&store, "a").await;
+    let floor = joined(&store).await;
     put(&tier, 1, LEN).await.unwrap();
-    let floor = floor(&store);
     let names = [tier.recent_packs(), tier.recent_packs()].concat();
     floor.announced(&names).await;
     let (path, bytes) = store.packs().await.remove(0);
@@ -332,8 +341,8 @@ async fn hostile_packs_are_reported_and_neither_read_again_nor_deleted() {
 async fn hostile_announcements_cost_nothing_and_say_nothing_about_good_packs() {
     let store = Arc::new(Switched::default());
     let tier = writer(&store, "a").await;
+    let floor = joined(&store).await;
     put(&tier, 1, LEN).await.unwrap();
-    let floor = floor(&store);
     let good = tier.recent_packs().remove(0);
     let (stem, bytes) = good.rsplit_once('-').unwrap();
     let bytes: u64 = bytes.parse().unwrap();
@@ -391,7 +400,7 @@ async fn a_store_that_is_away_at_the_start_is_found_once_it_is_back() {
     store.set_down(true);
     let floor = floor(&store);
     assert!(is_unavailable(&floor.refresh().await));
-    assert_eq!(floor.announced(&tier.recent_packs()).await.unavailable, 1);
+    assert_eq!(floor.announced(&tier.recent_packs()).await.waiting, 1);
     assert_eq!(find(&floor, 1), None);
     assert!(is_unavailable(&floor.collect(0, &BTreeSet::new(), Duration::ZERO).await));
     store.set_down(false);
