@@ -7,14 +7,16 @@ mod sieve;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use kvtier_memory::{Arena, ArenaConfig};
 use kvtier_policy::Core;
 use kvtier_storage::disk::DiskStore;
 use kvtier_storage::journal::{Entry, Journal, batches};
-use kvtier_storage::object::ObjectStoreTier;
+use kvtier_storage::object::{Burial, ObjectStoreTier};
 use kvtier_types::{Instant, Tier};
+use tokio::time::sleep;
 
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -27,6 +29,8 @@ use crate::rules::RulesFile;
 use crate::{claims, marks};
 use sieve::{Sieve, in_order};
 
+/// Pause before it is tried again to learn what is dead.
+const LEARN_AGAIN: Duration = Duration::from_secs(1);
 /// Records fed to the core in one call while others wait for it.
 const RECORDS_AT_ONCE: usize = 1_024;
 
@@ -171,17 +175,28 @@ async fn open_object(
 
 /// Brings the object store's records in: at once when it answered, else in the background once it does.
 async fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
-    if found.complete {
+    if found.complete && learn_dead(node).await {
         feed_object(node, found, sieve).await;
         return;
     }
-    found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
     let of_task = Arc::clone(node);
     node.set_recovering(true);
     node.tasks.spawn(async move {
+        let recovering = async {
+            let found = if found.complete {
+                Ok(found)
+            } else {
+                found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
+                object.recover().await
+            };
+            while found.is_ok() && !learn_dead(&of_task).await {
+                sleep(LEARN_AGAIN).await;
+            }
+            found
+        };
         let found = tokio::select! {
             () = of_task.stopping.cancelled() => return,
-            found = object.recover() => found,
+            found = recovering => found,
         };
         match found {
             Ok(found) => feed_object(&of_task, found, sieve).await,
@@ -189,6 +204,18 @@ async fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Si
         }
         of_task.set_recovering(false);
     });
+}
+
+/// Learns what was evicted from packs, this node's among them, by whichever node. Returns whether that is known.
+async fn learn_dead(node: &Node) -> bool {
+    let Some(floor) = node.cluster.as_ref().and_then(|cluster| cluster.floor.as_ref()) else { return true };
+    match floor.learn_dead().await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "object tier: it is not served until it is known what was evicted from packs");
+            false
+        }
+    }
 }
 
 /// Feeds what the object tier holds to the core, in steps: others have their turn between them, but for verbs that a
@@ -199,8 +226,14 @@ async fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered,
     if let Some(wiped) = sieve.wipe_found(found.next_sequence) {
         append_or_warn(node, vec![wiped], "that what the object tier held is dead").await;
     }
-    node.with_core(|core, _| core.sequence_floor(found.next_sequence.saturating_sub(1)));
-    let mut records = in_order(found.records).into_iter();
+    let floor = node.cluster.as_ref().and_then(|cluster| Some((&cluster.id, cluster.floor.as_ref()?)));
+    // What was said to be dead must not cover what is written from now on.
+    let dead = floor.map_or(0, |(_, floor)| floor.own_sequence());
+    node.with_core(|core, _| core.sequence_floor(found.next_sequence.saturating_sub(1).max(dead)));
+    let (records, evicted): (Vec<_>, Vec<_>) =
+        found.records.into_iter().partition(|(meta, _)| floor.is_none_or(|(id, floor)| floor.lives(id, meta)));
+    evicted.iter().for_each(|(meta, at)| node.stores.forget(Tier::Object, *at, meta.bytes));
+    let mut records = in_order(records).into_iter();
     let mut wiped = 0;
     while !records.as_slice().is_empty() {
         let step = records.by_ref().take(RECORDS_AT_ONCE);
@@ -211,6 +244,13 @@ async fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered,
         tracing::warn!("{what}");
     }
     node.with_core(|core, now| sieve.former.restore(core, now));
+    if let Some((id, floor)) = floor {
+        let burial = |(block, up_to_sequence)| Burial { writer: id.clone(), block, up_to_sequence };
+        let burials: Vec<Burial> = std::mem::take(&mut sieve.evicted_in_packs).into_iter().map(burial).collect();
+        if let Err(error) = floor.bury(&burials).await {
+            tracing::warn!(%error, "other nodes may read what was evicted from packs until the object store answers");
+        }
+    }
     // What was evicted of packs that could not be read stays in the journal until they are.
     if !found.passed_over
         && let Err(error) = sieve.compact(&node.journal, &node.stores)

@@ -60,7 +60,7 @@ fn record(node: &Arc<Node>, cluster: &Cluster) -> Option<NodeRecord> {
 /// What this node stored lately and what it evicted from packs: others read the latter first, so that nothing dead lives in
 /// what they learn.
 fn news_of_packs(node: &Node, cluster: &Cluster) -> Vec<String> {
-    let mut news = cluster.floor.as_ref().map(|floor| floor.recent_tombstones()).unwrap_or_default();
+    let mut news: Vec<String> = cluster.floor.iter().filter_map(|floor| floor.recent_tombstones()).collect();
     let packs = node.stores.object.as_ref().map(|o| o.recent_packs()).unwrap_or_default();
     let left_out = (news.len() + packs.len()).saturating_sub(MAX_ANNOUNCED);
     news.extend(packs.into_iter().skip(left_out));

@@ -31,6 +31,8 @@ async fn read(node: &Arc<Node>, cluster: &Cluster, fetch: &Fetch) -> FetchEnd {
     }
     let Some(pin) = node.arena.pin(frame_id(fetch.into, fetch.bytes)) else { return FetchEnd::Failed };
     match floor.read(&fetch.key, &record, IoBuf::Frame(pin)).await.result {
+        // Evicted meanwhile.
+        Ok(meta) if !floor.lives(&record.writer, &meta) => FetchEnd::Gone,
         Ok(meta) => {
             cluster.floor_reads.fetch_add(1, Ordering::Relaxed);
             FetchEnd::Done(Box::new(meta))

@@ -34,6 +34,9 @@ pub(super) struct Sieve {
     lost: Option<&'static str>,
     /// Tiers that may hold records which are not dead.
     tiers: BTreeSet<Tier>,
+    /// Blocks that verbs evicted of which a record lies in packs, with the last sequence that an eviction covers: other nodes
+    /// are to know it too.
+    pub(super) evicted_in_packs: Vec<(BlockKey, u64)>,
     /// Blocks that verbs had marked, and those of which a record was found.
     marked: BTreeSet<BlockKey>,
     found: marks::Marked,
@@ -56,6 +59,7 @@ impl Sieve {
             wiped_up_to: state.wiped_up_to,
             lost,
             tiers: std::mem::take(&mut state.tiers),
+            evicted_in_packs: Vec::new(),
             marked,
             found,
             former,
@@ -103,6 +107,9 @@ impl Sieve {
             let evicted = self.tombstones.get(&meta.key).copied().filter(|up_to| meta.sequence <= *up_to);
             if let Some(up_to) = evicted {
                 self.kept.insert(meta.key, up_to);
+                if tier == Tier::Object {
+                    self.evicted_in_packs.push((meta.key.block, up_to));
+                }
                 stores.forget(tier, at, meta.bytes);
             } else {
                 core.recover(tier, &meta, at);

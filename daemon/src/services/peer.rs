@@ -166,7 +166,7 @@ impl v1::peer_server::Peer for PeerService {
         recovered(&self.node)?;
         let message = v1::EvictRequest { everywhere: false, ..request.into_inner() };
         let node = Arc::clone(&self.node);
-        let work = async move { super::kvcache::evict(&node, &Caller::operator(), &message).await };
+        let work = async move { super::kvcache::evict(&node, &Caller::operator(), &message, true).await };
         to_the_end(&self.node, true, work).await.map(Response::new)
     }
 

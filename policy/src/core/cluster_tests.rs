@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvtier_types::{Edition, NodeId, NodeNumber, Origin, RequestHints, TenantId, Tier};
+use kvtier_types::{Edition, NodeId, NodeNumber, Origin, Outcome, RequestHints, TenantId, Tier};
 
 use super::tests::{BLOCK, Bench, NOW, key};
 use super::*;
@@ -174,6 +174,26 @@ fn exported_frames_stay_until_the_lease_ends() {
 }
 
 #[test]
+fn what_is_evicted_while_it_comes_does_not_stay() {
+    let mut pair = Pair::new(8);
+    pair.owner.write(&[1, 2]);
+    pair.publish();
+    pair.gossip();
+    let lease = pair.lookup("a", &[1, 2]);
+    let fetches = pair.fetches();
+    let (coming, only_host) = ([key(2)], [Tier::Host]);
+    assert_eq!(pair.reader.core.plan_evict(&coming, &only_host).outcomes[0].1, Outcome::Missing, "nothing lies there");
+    let plan = pair.reader.core.plan_evict(&coming, &[]);
+    assert_eq!(plan.outcomes[0].1, Outcome::Deferred, "{plan:?}");
+    pair.reader.core.apply_evict(&coming, &[]);
+    pair.serve(&fetches);
+    assert_eq!(pair.reader.core.waiting(lease), Ok(0), "nobody waits for it for ever");
+    pair.reader.core.collect(lease).unwrap();
+    pair.reader.release("a", 32, 0);
+    assert_eq!((pair.reader.found(&[1, 2]), pair.reader.core.catalog_size().0), (1, 1), "the other alone is left");
+}
+
+#[test]
 fn a_slow_source_is_given_up_for_another() {
     let mut pair = Pair::new(8);
     pair.owner.write(&[1]);
@@ -256,7 +276,7 @@ fn a_node_that_leaves_gives_its_only_copies_to_another() {
         pair.reader.core.fetched(NOW, *id, FetchEnd::Done(Box::new(meta)));
     }
     let outcomes = pair.reader.core.adoption_outcomes(lease).unwrap();
-    assert_eq!(outcomes.iter().filter(|(o, _)| *o == kvtier_types::Outcome::Applied).count(), 2);
+    assert_eq!(outcomes.iter().filter(|(o, _)| *o == Outcome::Applied).count(), 2);
     assert_eq!(outcomes[2].0, kvtier_types::Outcome::Missing, "{outcomes:?}");
     pair.reader.core.release_export(lease);
     assert_eq!(pair.reader.core.tier_use(Tier::Host).bytes, 2 * BLOCK);

@@ -79,8 +79,8 @@ pub struct EvictPlan {
     pub outcomes: Vec<(BlockKey, Outcome, &'static str)>,
     /// Shards to record in the journal, with the last sequence given out, before the eviction is acknowledged.
     pub journal: Vec<(ShardKey, u64)>,
-    /// Blocks that are on their way to the object store, where other nodes could read them.
-    pub to_object: Vec<BlockKey>,
+    /// Blocks that lie in the object store or are on their way there: other nodes could read them.
+    pub in_object: Vec<BlockKey>,
     /// The last sequence given out: of what may go, everything up to it is dead.
     pub up_to_sequence: u64,
 }
@@ -215,8 +215,9 @@ impl Core {
             if !durable || outcome == Outcome::Rejected {
                 continue;
             }
-            if ids.iter().any(|id| self.catalog.get(*id).flags.has(Flags::TO_OBJECT)) {
-                plan.to_object.push(*key);
+            let stored = |e: &crate::entry::Entry| e.resident(Tier::Object) || e.flags.has(Flags::TO_OBJECT);
+            if ids.iter().any(|id| stored(self.catalog.get(*id))) {
+                plan.in_object.push(*key);
             }
             plan.journal.extend(ids.into_iter().map(|id| (self.shard_key(self.catalog.get(id)), up_to_sequence)));
         }
@@ -274,7 +275,11 @@ impl Core {
         let mut ids = self.catalog.find_all(key);
         ids.retain(|id| {
             let entry = self.catalog.get(*id);
-            entry.visible() && (tiers.is_empty() || tiers.iter().any(|t| entry.resident(*t)))
+            // What is on its way here from another node would be a copy like any other.
+            let coming = entry.flags.has(Flags::REMOTE) && entry.in_use();
+            let gone = entry.flags.has(Flags::RESERVED | Flags::DOOMED);
+            let here = entry.visible() && (tiers.is_empty() || tiers.iter().any(|t| entry.resident(*t)));
+            here || (coming && !gone && tiers.is_empty())
         });
         ids
     }

@@ -332,12 +332,11 @@ async fn upload(shared: Arc<Shared>, sealed: SealedPack) -> Done {
     let bytes = payload.content_length() as u64;
     let result = shared.remote.put(&name.path(&shared.root), payload).await;
     // A failed upload may have arrived nevertheless: it enters the index without a living record, to be deleted.
-    let known: &[Entry] = if result.is_ok() { &entries } else { &[] };
     let number = {
         let mut index = shared.index.lock();
         // What was reserved turns into what is used in one step, so that together they never exceed the capacity.
         index.release(waiters.iter_mut().map(|waiter| mem::take(&mut waiter.room.bytes)).sum());
-        index.insert(&NewPack { name, bytes, entries: known }, |_| true)
+        index.insert(&NewPack { name, bytes, entries: &entries }, |_| result.is_ok())
     };
     let failure = result.err().map(|error| error.to_string());
     if failure.is_none() {

@@ -5,6 +5,7 @@ mod checkpoint;
 mod claims;
 mod evict;
 mod hints;
+mod in_packs;
 mod list;
 mod locate;
 mod movement;
@@ -69,7 +70,7 @@ impl v1::kv_cache_server::KvCache for KvCacheService {
         recovered(&self.0)?;
         let message = v1::EvictRequest { tombstones: Vec::new(), ..request.into_inner() };
         let node = Arc::clone(&self.0);
-        let work = async move { evict(&node, &caller, &message).await };
+        let work = async move { evict(&node, &caller, &message, false).await };
         to_the_end(&self.0, false, work).await.map(Response::new)
     }
 

@@ -1,30 +1,37 @@
 //! Evicting from packs: tombstones written to the store, read from there, and taken away once they say nothing any more.
 //!
 //! ```text
-//! bury     -> dead here at once -> waits -> one file in the own folder
-//! refresh  -> LIST -> files not known yet, before any footer -> dead here too
-//!          -> own files become one, and go when all packs are newer
+//! bury      -> dead here at once -> waits -> one file in the own folder
+//! announced -> LIST of the folder of who wrote a file that is not known -> its files -> dead here too
+//! refresh   -> LIST -> files not known, before any footer -> dead here too
+//!           -> own files become one; its parts go later, and all once every pack is newer
 //! ```
-//! *Invariants*: [`Floor::bury`] returns `Ok` only when all that was buried until then is durable; a pack is found only after
-//! every file was read that the listing showed with it.
+//! *Invariants*: [`Floor::bury`] returns `Ok` only when all that was buried until then is durable; nothing is found in packs
+//! while a file that is known of was not read; whoever lists while files become one sees the parts or the one.
 //! *Cancellation*: what was not written when a call is dropped is written by the next one, or by the next refresh.
 
-use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use futures::StreamExt;
 use futures::stream;
-use kvtier_types::{BlockKey, NodeId};
+use kvtier_types::{BlockKey, NodeId, RecordMeta};
 use object_store::PutPayload;
+use tokio::time::{Instant, sleep_until};
 
 use super::listing::{Graves, MAX_TOMB_FILES};
-use super::name::TombAt;
+use super::name::{TombAt, Writers, tombs_folder};
 use super::refresh::now_ms;
 use super::tomb_file::{self, MAX_FILE_BYTES, MAX_IN_FILE};
-use super::tombstones::{Burial, Sections};
+use super::tombstones::{Burial, Words, block_digest};
 use super::{Floor, Shared};
+use crate::object::within;
 use crate::store::StorageError;
 
-/// Names of own files that peers are told of.
-pub(super) const MAX_RECENT: usize = 8;
+/// Shortest time between two files: calls that come faster share one.
+const WRITE_EVERY: Duration = Duration::from_millis(250);
+/// Longest look at what one node evicted.
+const LEARN_LIMIT: Duration = Duration::from_secs(10);
 
 impl Floor {
     /// Which other writers' packs have living records of each block, as far as it is known, and up to which sequence.
@@ -32,6 +39,56 @@ impl Floor {
     #[must_use]
     pub fn writers_of(&self, blocks: &[BlockKey]) -> Vec<Vec<(NodeId, u64)>> {
         blocks.iter().map(|block| self.shared.index.read().writers_of(block).into_iter().collect()).collect()
+    }
+
+    /// Whether it is known what is dead: before that nothing is found.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.index.read().tombs.is_ready()
+    }
+
+    /// Whether packs of others than these are known.
+    #[must_use]
+    pub fn has_others(&self, than: &[NodeId]) -> bool {
+        let index = self.shared.index.read();
+        index.writers().any(|writer| *writer != self.shared.config.own && !than.contains(writer))
+    }
+
+    /// Whether a refresh began so lately that ended well.
+    #[must_use]
+    pub fn was_refreshed_within(&self, time: Duration) -> bool {
+        self.shared.refreshed.lock().is_some_and(|at: Instant| at.elapsed() <= time)
+    }
+
+    /// Whether a record of a writer's pack was not evicted.
+    #[must_use]
+    pub fn lives(&self, writer: &NodeId, meta: &RecordMeta) -> bool {
+        let (block, index) = (block_digest(&meta.key.block), self.shared.index.read());
+        !index.tombs.is_shielded(block) && !index.tombs.covers(writer, block, meta.sequence)
+    }
+
+    /// The highest sequence of this node that was ever evicted from packs: what it stores must be above.
+    #[must_use]
+    pub fn own_sequence(&self) -> u64 {
+        self.shared.index.read().tombs.newest_of(&self.shared.config.own)
+    }
+
+    /// Reads all that was evicted, without looking at packs.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`]: the store did not answer, or not within `round`.
+    pub async fn learn_dead(&self) -> Result<(), StorageError> {
+        let learning = async {
+            let _turn = self.shared.listing.acquire().await.map_err(|_| StorageError::Closed)?;
+            self.shared.list_and_learn().await.map(drop)
+        };
+        within(self.shared.config.round, "reading what was evicted from packs", learning).await?
+    }
+
+    /// Has blocks not be found for a while, whoever wrote them: for as long as others say what they evict.
+    pub fn shield(&self, blocks: &[BlockKey], time: Duration) {
+        let blocks: Vec<u64> = blocks.iter().map(block_digest).collect();
+        self.shared.index.write().tombs.shield(blocks, Instant::now(), time);
     }
 
     /// Evicts blocks from packs, for good and for every node: dead here on return, elsewhere once the file is read.
@@ -44,66 +101,66 @@ impl Floor {
         self.shared.write_waiting().await
     }
 
-    /// Names of the last files that [`Self::bury`] wrote, newest last, for [`Self::announced`] of the peers.
+    /// The last file that [`Self::bury`] wrote, for [`Self::announced`] of the peers, which look for those before it.
     #[must_use]
-    pub fn recent_tombstones(&self) -> Vec<String> {
-        self.shared.recent.lock().iter().map(TombAt::announce).collect()
+    pub fn recent_tombstones(&self) -> Option<String> {
+        self.shared.recent.lock().as_ref().map(TombAt::announce)
     }
 }
 
 impl Shared {
     /// Writes what waits. Calls wait for each other.
     async fn write_waiting(&self) -> Result<(), StorageError> {
-        let _turn = self.burying.acquire().await.map_err(|_| StorageError::Closed)?;
+        let mut last = self.burying.lock().await;
         loop {
-            let sections = self.index.read().tombs.waiting(MAX_IN_FILE);
-            if sections.is_empty() {
+            if self.index.read().tombs.waiting(1).is_empty() {
                 return Ok(());
             }
-            let at = self.write_file(&sections).await?;
-            self.wrote(at, &sections);
+            if let Some(last) = *last {
+                sleep_until(last + WRITE_EVERY).await;
+            }
+            let words = Words { said_ms: now_ms(), sections: self.index.read().tombs.waiting(MAX_IN_FILE) };
+            *last = Some(Instant::now());
+            let at = self.write_file(&words).await?;
+            let mut index = self.index.write();
+            let listing = index.listing();
+            index.tombs.written(at.clone(), listing, &words);
+            *self.recent.lock() = Some(at);
         }
     }
 
-    fn wrote(&self, at: TombAt, sections: &Sections) {
-        let mut index = self.index.write();
-        let listing = index.listing();
-        index.tombs.insert(at.clone(), now_ms(), listing, sections);
-        index.tombs.written(sections);
-        drop(index);
-        let mut recent = self.recent.lock();
-        if recent.len() == MAX_RECENT {
-            recent.pop_front();
-        }
-        recent.push_back(at);
-    }
-
-    async fn write_file(&self, sections: &Sections) -> Result<TombAt, StorageError> {
-        let (name, bytes) = tomb_file::encode(sections);
+    async fn write_file(&self, words: &Words) -> Result<TombAt, StorageError> {
+        let (name, bytes) = tomb_file::encode(words);
         let at = TombAt { burier: self.config.own.clone(), name };
         self.remote.put(&at.path(&self.root), PutPayload::from(bytes)).await?;
         Ok(at)
     }
 
-    /// Reads the files that a listing shows and that are not known, and lets go of those that it does not show. Returns
-    /// whether each was there: one that is gone became part of another, which the listing may not show yet.
+    /// Reads the files that a listing shows and that are not known, then lets go of those that it does not show. Returns
+    /// whether each was there: one that is gone became part of another, which the listing may not show.
     pub(super) async fn learn_tombstones(&self, listing: u64, graves: &Graves) -> Result<bool, StorageError> {
         if graves.too_many {
             let reason =
                 format!("more than {MAX_TOMB_FILES} files of tombstones: what they say cannot be told from packs");
             return Err(StorageError::Unavailable { reason, source: None });
         }
-        let unknown: Vec<TombAt> = {
+        let all = self.learn_files(graves.files.iter().cloned()).await?;
+        if all {
             let mut index = self.index.write();
-            let gone = index.tombs.absent(listing, |at| graves.files.contains_key(at));
+            let gone = index.tombs.absent(listing, |at| graves.files.contains(at));
             index.tombs.remove(&gone);
-            let unknown = graves.files.keys().filter(|at| !index.tombs.knows(at));
-            unknown.cloned().collect()
+            index.tombs.set_listed(listing);
+        }
+        Ok(all)
+    }
+
+    /// Reads those of some files that are not known. Returns whether each was there.
+    async fn learn_files(&self, files: impl Iterator<Item = TombAt>) -> Result<bool, StorageError> {
+        let unknown: Vec<TombAt> = {
+            let index = self.index.read();
+            files.filter(|at| !index.tombs.knows(at)).collect()
         };
-        let reading = unknown.into_iter().map(|at| async {
-            let modified_ms = graves.files.get(&at).map_or(0, |(modified_ms, _)| *modified_ms);
-            self.learn_file(at, modified_ms).await
-        });
+        let reading = unknown.into_iter().map(|at| self.learn_file(at));
         let mut reading = stream::iter(reading).buffer_unordered(self.config.concurrency);
         let mut all = true;
         while let Some(there) = reading.next().await {
@@ -112,30 +169,56 @@ impl Shared {
         Ok(all)
     }
 
-    /// Reads a file, unless it is known. Returns whether it is there.
+    /// A node wrote a file: reads it and whatever else that node wrote. Until that is done nothing is found.
+    pub(super) async fn learn_announced(&self, at: TombAt) -> Result<(), StorageError> {
+        if self.index.read().tombs.knows(&at) {
+            return Ok(());
+        }
+        self.set_unread([&at]);
+        let learning = async {
+            let (listed, _) = self.remote.list(&tombs_folder(&self.root, &at.burier), MAX_TOMB_FILES).await?;
+            let mut writers = Writers::default();
+            let files = listed.iter().filter_map(|object| writers.tombs_at(&self.root, &object.location));
+            let files: BTreeSet<TombAt> = files.chain([at]).collect();
+            self.set_unread(&files);
+            self.learn_files(files.into_iter()).await
+        };
+        let limit = self.config.round.min(LEARN_LIMIT);
+        let learnt = within(limit, "reading what a node evicted from packs", learning).await;
+        if !matches!(learnt, Ok(Ok(true))) {
+            // The next listing says what became of them.
+            self.wake_refresh.notify_one();
+        }
+        learnt?.map(drop)
+    }
+
+    fn set_unread<'a>(&self, files: impl IntoIterator<Item = &'a TombAt>) {
+        let mut index = self.index.write();
+        let listing = index.listing();
+        files.into_iter().for_each(|at| index.tombs.set_unread(at.clone(), listing));
+    }
+
+    /// Reads a file. Returns whether it is there.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`]: the store did not answer.
-    pub(super) async fn learn_file(&self, at: TombAt, modified_ms: u64) -> Result<bool, StorageError> {
-        if self.index.read().tombs.knows(&at) {
-            return Ok(true);
-        }
+    async fn learn_file(&self, at: TombAt) -> Result<bool, StorageError> {
         let _turn = self.footers.acquire().await.map_err(|_| StorageError::Closed)?;
-        let bytes: Bytes = match self.remote.get(&at.path(&self.root), 0..MAX_FILE_BYTES).await {
+        let bytes = match self.remote.get(&at.path(&self.root), 0..MAX_FILE_BYTES).await {
             Ok(bytes) => bytes,
             Err(StorageError::NotFound) => return Ok(false),
             Err(error) => return Err(error),
         };
-        let sections = match tomb_file::decode(&at.name, &bytes) {
-            Ok(sections) => sections,
+        let words = match tomb_file::decode(&at.name, &bytes) {
+            Ok(words) => words,
             Err(what) => {
                 tracing::error!(file = %at.announce(), %what, "what was evicted cannot be read: it may be found in packs");
-                return Ok(true);
+                Words::default()
             }
         };
         let mut index = self.index.write();
         let listing = index.listing();
-        if !index.tombs.insert(at.clone(), modified_ms, listing, &sections) {
+        if !index.tombs.insert(at.clone(), listing, &words) {
             let file = at.announce();
             tracing::warn!(
                 file,
@@ -155,23 +238,28 @@ impl Shared {
             files.filter(|at| index.tombs.is_useless(at, &graves.oldest_ms, now_ms())).collect()
         };
         self.delete_files(&useless).await?;
-        let mergeable = self.index.read().tombs.mergeable(own, MAX_IN_FILE);
-        let Some((mut files, sections)) = mergeable else { return Ok(()) };
-        let merged = self.write_file(&sections).await?;
-        files.retain(|at| *at != merged);
-        {
-            let mut index = self.index.write();
-            let listing = index.listing();
-            index.tombs.insert(merged, now_ms(), listing, &sections);
-        }
-        self.delete_files(&files).await
+        let (parts, later): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.parts.lock())
+            .into_iter()
+            .partition(|(_, merged_at): &(TombAt, Instant)| merged_at.elapsed() >= self.config.keep_merged);
+        self.parts.lock().extend(later);
+        let parts: Vec<TombAt> = parts.into_iter().map(|(at, _)| at).collect();
+        // Those that are not deleted now are merged again.
+        self.delete_files(&parts).await?;
+        let merged: BTreeSet<TombAt> = self.parts.lock().iter().map(|(at, _)| at.clone()).collect();
+        let mergeable = self.index.read().tombs.mergeable(own, MAX_IN_FILE, |at| !merged.contains(at));
+        let Some((files, words)) = mergeable else { return Ok(()) };
+        let at = self.write_file(&words).await?;
+        self.parts.lock().extend(files.into_iter().filter(|part| *part != at).map(|part| (part, Instant::now())));
+        let mut index = self.index.write();
+        let listing = index.listing();
+        index.tombs.insert(at, listing, &words);
+        Ok(())
     }
 
     /// Deletes files that say nothing, or nothing that others do not.
     pub(super) async fn delete_files(&self, files: &[TombAt]) -> Result<(), StorageError> {
         for at in files {
             self.remote.delete(&at.path(&self.root)).await?;
-            self.recent.lock().retain(|recent| recent != at);
         }
         self.index.write().tombs.remove(files);
         Ok(())

@@ -131,7 +131,7 @@ impl Shared {
         let index = self.index.read();
         let of_dead = |at: &&TombAt| dead.contains(&at.burier);
         let says_nothing = |at: &&TombAt| index.tombs.is_useless(at, &graves.oldest_ms, now_ms());
-        graves.files.keys().filter(of_dead).filter(says_nothing).cloned().collect()
+        graves.files.iter().filter(of_dead).filter(says_nothing).cloned().collect()
     }
 
     async fn census(&self, lives: impl Fn(&NodeId) -> bool) -> Result<Census, StorageError> {
@@ -140,7 +140,7 @@ impl Shared {
             let Some(at) = writers.pack_at(&self.root, &object.location) else {
                 if let Some(at) = writers.tombs_at(&self.root, &object.location) {
                     census.folders.entry(at.burier.clone()).or_default();
-                    census.graves.add_file(at, &object);
+                    census.graves.add_file(at);
                 }
                 return ControlFlow::Continue(());
             };

@@ -30,6 +30,8 @@ pub struct FloorConfig {
     pub list_every: Duration,
     /// Longest listing with its footers, and longest collection; the next one goes on.
     pub round: Duration,
+    /// How long files of tombstones stay that became part of another: whoever began to list before must have ended.
+    pub keep_merged: Duration,
     /// How long calls try.
     pub retry: RetryPolicy,
 }
@@ -48,6 +50,7 @@ impl FloorConfig {
             concurrency: 16,
             list_every: Duration::from_secs(300),
             round: Duration::from_secs(300),
+            keep_merged: Duration::from_secs(1800),
             retry: RetryPolicy::default(),
         }
     }

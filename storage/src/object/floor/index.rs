@@ -292,14 +292,22 @@ impl Index {
         self.failed.iter().filter(|(_, times)| **times >= MAX_FAILURES).map(|(at, _)| at)
     }
 
-    /// A record of the shard: of several that live the one in the newest pack, which will be there longest.
+    /// A record of the shard, once it is known what is dead: of several that live the one in the newest pack, which will be there longest.
     pub(super) fn find(&self, key: &ShardKey) -> Option<FloorRecord> {
         let (block, digest) = digests(key);
+        if !self.tombs.is_ready() || self.tombs.is_shielded(block) {
+            return None;
+        }
         let (half, shard) = (digest[0], high(digest[1]));
         let copies = self.slots((half, shard)..=(half, shard)).filter(|(_, slot)| slot.digest == digest);
         let alive = copies.filter(|(pack, slot)| self.lives(block, pack, slot)).take(MAX_COPIES);
         let (pack, slot) = alive.max_by_key(|(pack, _)| pack.modified_ms)?;
         Some(slot.record(&pack.at))
+    }
+
+    /// Whose packs are known, or were.
+    pub(super) fn writers(&self) -> impl Iterator<Item = &NodeId> {
+        self.newest.keys()
     }
 
     /// Who wrote living records of a block that are known, and for each the highest sequence that it may have: of any

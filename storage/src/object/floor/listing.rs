@@ -1,7 +1,7 @@
 //! What one LIST of all writers' folders says, in bounded memory however many objects there are.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use kvtier_types::NodeId;
 use object_store::ObjectMeta;
@@ -19,23 +19,18 @@ pub(super) struct Listed {
 
 impl Listed {
     pub(super) fn new(at: PackAt, object: &ObjectMeta) -> Self {
-        Self { modified_ms: modified_ms(object), at, bytes: object.size }
+        let modified_ms = u64::try_from(object.last_modified.timestamp_millis()).unwrap_or(0);
+        Self { modified_ms, at, bytes: object.size }
     }
 }
 
-/// When an object was made, in milliseconds of Unix time by the store's clock.
-pub(super) fn modified_ms(object: &ObjectMeta) -> u64 {
-    u64::try_from(object.last_modified.timestamp_millis()).unwrap_or(0)
-}
-
 /// Most files of tombstones in a listing: each node merges its own.
-pub(super) const MAX_TOMB_FILES: usize = 1 << 16;
+pub(super) const MAX_TOMB_FILES: usize = 1 << 18;
 
 /// What is not a pack: files of tombstones, and how old each writer's packs are.
 #[derive(Debug, Default)]
 pub(super) struct Graves {
-    /// When each was made, and its length.
-    pub(super) files: BTreeMap<TombAt, (u64, u64)>,
+    pub(super) files: BTreeSet<TombAt>,
     /// More files than [`MAX_TOMB_FILES`].
     pub(super) too_many: bool,
     /// When the oldest pack of each writer was made, the own ones included.
@@ -43,9 +38,9 @@ pub(super) struct Graves {
 }
 
 impl Graves {
-    pub(super) fn add_file(&mut self, at: TombAt, object: &ObjectMeta) {
+    pub(super) fn add_file(&mut self, at: TombAt) {
         if self.files.len() < MAX_TOMB_FILES {
-            self.files.insert(at, (modified_ms(object), object.size));
+            self.files.insert(at);
         } else {
             self.too_many = true;
         }

@@ -30,7 +30,6 @@ mod refresh;
 mod tomb_file;
 mod tombstones;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvtier_memory::IoBuf;
@@ -38,9 +37,9 @@ use kvtier_types::{Expect, NodeId, RecordMeta, ShardKey};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 pub use self::collect::Collected;
 pub use self::config::FloorConfig;
@@ -105,12 +104,18 @@ struct Shared {
     presence: Mutex<Presence>,
     /// Packs that were announced before it was known what is dead.
     early: Mutex<Vec<Listed>>,
-    /// The last own files of tombstones.
-    recent: Mutex<VecDeque<TombAt>>,
+    /// The last own file of tombstones.
+    recent: Mutex<Option<TombAt>>,
+    /// Own files that became part of another, and when.
+    parts: Mutex<Vec<(TombAt, Instant)>>,
+    /// When the last refresh began that ended well.
+    refreshed: Mutex<Option<Instant>>,
+    /// Has [`Floor::keep_fresh`] refresh soon.
+    wake_refresh: Notify,
     /// One permit: listings do not run side by side.
     listing: Semaphore,
-    /// One permit: tombstones are written one file after the other.
-    burying: Semaphore,
+    /// When the last file of tombstones was written: one after the other.
+    burying: AsyncMutex<Option<Instant>>,
     /// A permit for each footer being read.
     footers: Semaphore,
     /// A permit for each byte being read.
@@ -151,7 +156,10 @@ impl Floor {
             early: Mutex::default(),
             recent: Mutex::default(),
             listing: Semaphore::new(1),
-            burying: Semaphore::new(1),
+            burying: AsyncMutex::default(),
+            parts: Mutex::default(),
+            refreshed: Mutex::default(),
+            wake_refresh: Notify::new(),
             footers: Semaphore::new(config.concurrency),
             reading: Semaphore::new(inflight),
             reading_bytes: inflight as u64,
@@ -194,7 +202,13 @@ impl Floor {
                     config.retry.fail_fast.min(config.list_every)
                 }
             };
-            sleep(pause).await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = async {
+                    self.shared.wake_refresh.notified().await;
+                    sleep(config.retry.fail_fast.min(pause)).await;
+                } => {}
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use object_store::path::Path;
 
 use crate::object::pack::PackName;
 
-/// The folder of a node's files of tombstones, and how their names end.
+/// What a folder of tombstones is called, and how the names of its files end.
 const TOMBS: &str = "evicted";
 const TOMBS_END: &str = ".v1";
 /// Longest announced name.
@@ -72,7 +72,7 @@ pub(super) struct TombAt {
 impl TombAt {
     /// Where it lies below the floor's `root`.
     pub(super) fn path(&self, root: &Path) -> Path {
-        root.clone().join(self.burier.as_str()).join(TOMBS).join(format!("{}{TOMBS_END}", hex::encode(self.name)))
+        tombs_folder(root, &self.burier).join(format!("{}{TOMBS_END}", hex::encode(self.name)))
     }
 
     /// What a peer is told of it.
@@ -95,6 +95,11 @@ impl TombAt {
         hex::decode_to_slice(digits, &mut name).ok()?;
         Some(Self { burier, name })
     }
+}
+
+/// The folder of a node's files of tombstones below the floor's `root`.
+pub(super) fn tombs_folder(root: &Path, burier: &NodeId) -> Path {
+    root.clone().join(burier.as_str()).join(TOMBS)
 }
 
 /// The folder of a writer below the floor's `root`, as its tier names it.

@@ -6,16 +6,17 @@
 //! *Invariants*: a pack that a listing did not show is dropped, unless it was learnt since that listing began; what was
 //! learnt before a failure stays, so that the next round goes on where this one ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use futures::StreamExt;
 use futures::stream;
+use tokio::time::Instant;
 
 use super::index::{BATCH, MAX_PACK_RECORDS, MAX_PACKS, Slots};
-use super::listing::{Listed, Listing};
+use super::listing::{Graves, Listed, Listing};
 use super::name::{PackAt, TombAt, Writers};
 use super::{Floor, Shared};
 use crate::codec::Malformed;
@@ -96,14 +97,9 @@ impl Floor {
         }
         // First what is dead, then what it may be dead in.
         for at in files {
-            match self.shared.learn_file(at, now_ms()).await {
-                Ok(true) => found.known += 1,
-                Ok(false) => found.wrong += 1,
-                Err(_) => {
-                    // The next listing reads it before anything else.
-                    self.shared.index.write().tombs.set_ready(false);
-                    found.unavailable += 1;
-                }
+            match self.shared.learn_announced(at).await {
+                Ok(()) => found.known += 1,
+                Err(_) => found.unavailable += 1,
             }
         }
         if !self.shared.index.read().tombs.is_ready() {
@@ -136,19 +132,18 @@ impl Shared {
 
     async fn refresh(&self) -> Result<Refreshed, StorageError> {
         let _turn = self.listing.acquire().await.map_err(|_| StorageError::Closed)?;
-        let mut tries = 0;
-        let (number, listing, graves) = loop {
-            tries += 1;
-            let number = self.index.write().begin_listing();
-            let mut listing = self.list().await?;
-            let graves = mem::take(&mut listing.graves);
-            if self.learn_tombstones(number, &graves).await? || tries == MAX_LISTINGS {
-                break (number, listing, graves);
-            }
-        };
-        self.index.write().tombs.set_ready(true);
+        let begun = Instant::now();
+        let (number, listing, graves) = self.list_and_learn().await?;
+        if let Err(error) = self.tend_tombstones(&graves).await {
+            tracing::warn!(%error, "files of tombstones could not be written or deleted: at the next refresh");
+        }
         let (gone_packs, mut wanted) = self.compare(number, listing);
-        wanted.extend(mem::take(&mut *self.early.lock()));
+        let told: BTreeSet<PackAt> = {
+            let early = mem::take(&mut *self.early.lock());
+            let early: Vec<Listed> = early.into_iter().filter(|pack| wanted.iter().all(|w| w.at != pack.at)).collect();
+            wanted.extend(early.iter().cloned());
+            early.into_iter().map(|pack| pack.at).collect()
+        };
         let mut refreshed = Refreshed { gone_packs, ..Refreshed::default() };
         let learning = wanted.into_iter().map(|pack| async {
             let at = pack.at.clone();
@@ -160,18 +155,37 @@ impl Shared {
             match learnt {
                 Learnt::New => refreshed.new_packs += 1,
                 Learnt::Known | Learnt::Gone => {}
+                // A peer may have told a wrong length.
+                Learnt::Malformed(_) if told.contains(&at) => {}
                 Learnt::Malformed(what) => self.footer_failed(&at, what),
             }
         }
         refreshed.unreadable = self.unreadable();
-        if let Err(error) = self.tend_tombstones(&graves).await {
-            tracing::warn!(%error, "files of tombstones could not be written or deleted: at the next refresh");
-        }
+        *self.refreshed.lock() = Some(begun);
         Ok(refreshed)
     }
 
     pub(super) fn unreadable(&self) -> Vec<String> {
         self.index.read().unreadable().take(MAX_NAMED).map(PackAt::shown).collect()
+    }
+
+    /// Lists the store and reads what was evicted, until each file that the listing shows was there. Returns the number of
+    /// the listing too.
+    pub(super) async fn list_and_learn(&self) -> Result<(u64, Listing, Graves), StorageError> {
+        for _ in 0..MAX_LISTINGS {
+            let number = self.index.write().begin_listing();
+            let mut listing = self.list().await?;
+            let graves = mem::take(&mut listing.graves);
+            if graves.too_many {
+                // There is no other way to fewer.
+                self.tend_tombstones(&graves).await?;
+            }
+            if self.learn_tombstones(number, &graves).await? {
+                return Ok((number, listing, graves));
+            }
+        }
+        let reason = "files of tombstones go faster than they are read".to_owned();
+        Err(StorageError::Unavailable { reason, source: None })
     }
 
     async fn list(&self) -> Result<Listing, StorageError> {
@@ -184,7 +198,7 @@ impl Shared {
                     listing.add(pack, MAX_PACKS);
                 }
             } else if let Some(at) = writers.tombs_at(&self.root, &object.location) {
-                listing.graves.add_file(at, &object);
+                listing.graves.add_file(at);
             }
             ControlFlow::Continue(())
         };

@@ -17,6 +17,10 @@ fn reader(store: &Arc<Switched>, name: &str) -> Floor {
     floor_as(store, FloorConfig { own: NodeId::new(name).unwrap(), ..floor_config(nowhere()) })
 }
 
+fn news(floor: &Floor) -> Vec<String> {
+    floor.recent_tombstones().into_iter().collect()
+}
+
 fn has(floor: &Floor, n: u64) -> bool {
     find(floor, n).is_some()
 }
@@ -42,7 +46,7 @@ async fn it_is_found_by_nobody_and_what_is_written_later_is() {
     here.bury(&[burial("a", 1, first.sequence)]).await.unwrap();
     assert_eq!(store.objects().await.len(), again, "what is dead needs no second file");
     // By word of mouth, by a listing, and after a restart of either.
-    there.announced(&here.recent_tombstones()).await;
+    there.announced(&news(&here)).await;
     let listed = reader(&store, "there");
     refreshed(&listed).await;
     let restarted = reader(&store, "here");
@@ -74,16 +78,35 @@ async fn nothing_is_found_before_it_is_known_what_is_dead() {
     assert!(!has(&joining, 1) && !has(&joining, 2));
     refreshed(&joining).await;
     assert!(!has(&joining, 1) && has(&joining, 2));
-    // The file cannot be read for a while: what was announced with it waits again.
+    // A file cannot be read for a while: nothing is found, and what was announced with it waits again.
     let (dead, _) = put(&a, 3, LEN).await.unwrap();
-    here.bury(&[burial("a", 3, dead.sequence)]).await.unwrap();
+    put(&a, 4, LEN).await.unwrap();
+    for n in [3, 4] {
+        here.bury(&[burial("a", n, dead.sequence + n - 3)]).await.unwrap();
+    }
+    let before = joining.recent_tombstones();
+    assert_eq!(before, None, "it buried nothing");
     store.set_down(true);
-    let names: Vec<String> = here.recent_tombstones().into_iter().chain(a.recent_packs()).collect();
-    assert_eq!(joining.announced(&names).await.unavailable, 1);
+    let names: Vec<String> = news(&here).into_iter().chain(a.recent_packs()).collect();
+    let found = joining.announced(&names).await;
+    assert_eq!((found.unavailable, found.waiting), (1, 2), "{found:?}");
+    assert!(!has(&joining, 2), "nobody knows whether it is dead");
     store.set_down(false);
-    assert_eq!(joining.announced(&a.recent_packs()).await.waiting, 1, "the pack of number 3");
     until("a listing", async || joining.refresh().await.is_ok()).await;
-    assert!(!has(&joining, 3) && has(&joining, 2));
+    assert_eq!([2, 3, 4].map(|n| has(&joining, n)), [true, false, false], "the file before the last one was read too");
+}
+
+#[tokio::test]
+async fn what_is_shielded_is_not_found_for_a_while() {
+    let store = Arc::new(Switched::default());
+    let a = writer(&store, "a").await;
+    let (meta, _) = put(&a, 1, LEN).await.unwrap();
+    let here = joined(&store).await;
+    let writer = NodeId::new("a").unwrap();
+    assert!(has(&here, 1) && here.lives(&writer, &meta));
+    here.shield(&[meta.key.block], Duration::from_millis(50));
+    assert!(!has(&here, 1) && !here.lives(&writer, &meta));
+    until("its end", async || has(&here, 1)).await;
 }
 
 #[tokio::test]
@@ -115,12 +138,17 @@ async fn own_files_become_one_and_others_are_left_alone() {
     for n in 0..40 {
         dead.push(put(&a, n, LEN).await.unwrap().0.sequence);
     }
-    let (here, there) = (reader(&store, "here"), reader(&store, "there"));
+    let of = |name: &str, keep_merged| {
+        floor_as(&store, FloorConfig { own: NodeId::new(name).unwrap(), keep_merged, ..floor_config(nowhere()) })
+    };
+    let (here, there) = (of("here", Duration::ZERO), of("there", Duration::from_secs(60)));
     refreshed(&here).await;
     refreshed(&there).await;
+    tokio::time::pause();
     for (n, sequence) in (0..38).zip(&dead) {
         here.bury(&[burial("a", n, *sequence)]).await.unwrap();
     }
+    tokio::time::resume();
     there.bury(&[burial("a", 38, dead[38])]).await.unwrap();
     let files = async || {
         let objects = store.objects().await;
@@ -130,8 +158,9 @@ async fn own_files_become_one_and_others_are_left_alone() {
     refreshed(&there).await;
     assert_eq!(files().await, 39, "they are not this node's");
     refreshed(&here).await;
+    assert_eq!(files().await, 40, "whoever lists meanwhile finds the parts or the one");
+    refreshed(&here).await;
     assert_eq!(files().await, 2);
-    assert!(here.recent_tombstones().is_empty(), "the listing shows the one");
     for floor in [here, there, reader(&store, "new")] {
         refreshed(&floor).await;
         let found: Vec<u64> = (0..40).filter(|n| has(&floor, *n)).collect();
