@@ -16,8 +16,9 @@ use kvtier_storage::disk::DiskStore;
 use kvtier_storage::journal::{Entry, Journal, batches};
 use kvtier_storage::object::{Burial, ObjectStoreTier};
 use kvtier_types::{Instant, Tier};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
+use crate::claims::unix_ms;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::device;
@@ -29,7 +30,11 @@ use crate::rules::RulesFile;
 use crate::{claims, marks};
 use sieve::{Sieve, in_order};
 
-/// Pause before it is tried again to learn what is dead.
+/// Longest that a start waits to learn what is dead; then that goes on while the node serves all else.
+const LEARN_LIMIT: Duration = Duration::from_secs(10);
+/// Longest that the object tier waits for it.
+const LEARN_PATIENCE: Duration = Duration::from_secs(600);
+/// Pause before it is tried again.
 const LEARN_AGAIN: Duration = Duration::from_secs(1);
 /// Records fed to the core in one call while others wait for it.
 const RECORDS_AT_ONCE: usize = 1_024;
@@ -66,7 +71,9 @@ pub(crate) async fn open_with(config: Config, opener: device::Opener) -> anyhow:
     let mut core = core.with_devices(devices.pools());
     let former = Former::of(&mut state, &mut core);
     let mut sieve = Sieve::of(&mut state, former);
-    core.sequence_floor(state.last_sequence);
+    // Above all that was given out in earlier lives, whatever is left of what they wrote: nobody writes a million records a
+    // second, and where the clock was set back what is found raises it.
+    core.sequence_floor(state.last_sequence.max(unix_ms().saturating_mul(1000)));
     // Before the tiers: what they bring in is kept from the start.
     let now = Instant::from_nanos(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
     let ended: Vec<Entry> = claims::recover(&mut core, now, state.claims).into_iter().map(Entry::ClaimEnded).collect();
@@ -175,7 +182,8 @@ async fn open_object(
 
 /// Brings the object store's records in: at once when it answered, else in the background once it does.
 async fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Sieve) {
-    if found.complete && learn_dead(node).await {
+    node.with_core(|core, _| core.sequence_floor(found.next_sequence.saturating_sub(1)));
+    if found.complete && timeout(LEARN_LIMIT, learn_dead(node)).await.unwrap_or(false) {
         feed_object(node, found, sieve).await;
         return;
     }
@@ -189,8 +197,13 @@ async fn recover_object(node: &Arc<Node>, (object, found): OpenObject, sieve: Si
                 found.notes.iter().for_each(|note| tracing::warn!("object tier: {note}"));
                 object.recover().await
             };
-            while found.is_ok() && !learn_dead(&of_task).await {
-                sleep(LEARN_AGAIN).await;
+            let learning = async {
+                while found.is_ok() && !learn_dead(&of_task).await {
+                    sleep(LEARN_AGAIN).await;
+                }
+            };
+            if timeout(LEARN_PATIENCE, learning).await.is_err() {
+                tracing::error!("object tier: served without knowing what was evicted from its packs by other nodes");
             }
             found
         };
@@ -231,7 +244,7 @@ async fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered,
     let dead = floor.map_or(0, |(_, floor)| floor.own_sequence());
     node.with_core(|core, _| core.sequence_floor(found.next_sequence.saturating_sub(1).max(dead)));
     let (records, evicted): (Vec<_>, Vec<_>) =
-        found.records.into_iter().partition(|(meta, _)| floor.is_none_or(|(id, floor)| floor.lives(id, meta)));
+        found.records.into_iter().partition(|(meta, _)| floor.is_none_or(|(id, floor)| !floor.is_buried(id, meta)));
     evicted.iter().for_each(|(meta, at)| node.stores.forget(Tier::Object, *at, meta.bytes));
     let mut records = in_order(records).into_iter();
     let mut wiped = 0;
@@ -246,10 +259,13 @@ async fn feed_object(node: &Arc<Node>, found: kvtier_storage::object::Recovered,
     node.with_core(|core, now| sieve.former.restore(core, now));
     if let Some((id, floor)) = floor {
         let burial = |(block, up_to_sequence)| Burial { writer: id.clone(), block, up_to_sequence };
-        let burials: Vec<Burial> = std::mem::take(&mut sieve.evicted_in_packs).into_iter().map(burial).collect();
-        if let Err(error) = floor.bury(&burials).await {
-            tracing::warn!(%error, "other nodes may read what was evicted from packs until the object store answers");
-        }
+        let burials: Vec<Burial> = sieve.evicted_in_packs().map(burial).collect();
+        let floor = Arc::clone(floor);
+        node.tasks.spawn(async move {
+            if let Err(error) = floor.bury(&burials).await {
+                tracing::warn!(%error, "other nodes may read what was evicted from packs until the object store answers");
+            }
+        });
     }
     // What was evicted of packs that could not be read stays in the journal until they are.
     if !found.passed_over

@@ -28,7 +28,14 @@ const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Tells all other nodes of a verb: one outcome each, `DEFERRED` for those that could not be told yet.
 pub(crate) async fn tell_all(node: &Arc<Node>, verb: Verb) -> Vec<v1::NodeOutcome> {
-    let Some(cluster) = node.cluster.as_ref().filter(|_| !node.config.cluster.is_embedded()) else { return Vec::new() };
+    tell_all_but(node, verb).await.0
+}
+
+/// As [`tell_all`], and says who could not be told yet.
+pub(crate) async fn tell_all_but(node: &Arc<Node>, verb: Verb) -> (Vec<v1::NodeOutcome>, Vec<NodeId>) {
+    let Some(cluster) = node.cluster.as_ref().filter(|_| !node.config.cluster.is_embedded()) else {
+        return (Vec::new(), Vec::new());
+    };
     let outbox = &cluster.outbox;
     let living: Vec<NodeId> = cluster.records().into_iter().map(|r| r.id).collect();
     // Nodes that came since the last round.
@@ -56,12 +63,13 @@ pub(crate) async fn tell_all(node: &Arc<Node>, verb: Verb) -> Vec<v1::NodeOutcom
     }
     if !untold.is_empty() {
         let of_task = Arc::clone(outbox);
-        let kept = tokio::task::spawn_blocking(move || of_task.keep(&letter, &untold)).await;
+        let of_letter = untold.clone();
+        let kept = tokio::task::spawn_blocking(move || of_task.keep(&letter, &of_letter)).await;
         if let Err(error) = kept.map_err(std::io::Error::other).flatten() {
             tracing::error!(%error, "a verb for nodes that are away is not durable: a restart of this node forgets it");
         }
     }
-    outcomes
+    (outcomes, untold)
 }
 
 /// As [`tell_all`], but while much waits for nodes that are away, they are not told: what is large must not keep verbs that

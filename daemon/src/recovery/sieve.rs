@@ -34,9 +34,10 @@ pub(super) struct Sieve {
     lost: Option<&'static str>,
     /// Tiers that may hold records which are not dead.
     tiers: BTreeSet<Tier>,
-    /// Blocks that verbs evicted of which a record lies in packs, with the last sequence that an eviction covers: other nodes
-    /// are to know it too.
-    pub(super) evicted_in_packs: Vec<(BlockKey, u64)>,
+    /// Blocks that verbs evicted of which a record lies in packs, with the last sequence that an eviction covers, and the
+    /// lowest sequence of a living record there.
+    evicted_in_packs: BTreeMap<BlockKey, u64>,
+    living_in_packs: BTreeMap<BlockKey, u64>,
     /// Blocks that verbs had marked, and those of which a record was found.
     marked: BTreeSet<BlockKey>,
     found: marks::Marked,
@@ -59,7 +60,8 @@ impl Sieve {
             wiped_up_to: state.wiped_up_to,
             lost,
             tiers: std::mem::take(&mut state.tiers),
-            evicted_in_packs: Vec::new(),
+            evicted_in_packs: BTreeMap::new(),
+            living_in_packs: BTreeMap::new(),
             marked,
             found,
             former,
@@ -108,14 +110,28 @@ impl Sieve {
             if let Some(up_to) = evicted {
                 self.kept.insert(meta.key, up_to);
                 if tier == Tier::Object {
-                    self.evicted_in_packs.push((meta.key.block, up_to));
+                    let highest = self.evicted_in_packs.entry(meta.key.block).or_default();
+                    *highest = (*highest).max(up_to);
                 }
                 stores.forget(tier, at, meta.bytes);
             } else {
+                if tier == Tier::Object {
+                    let lowest = self.living_in_packs.entry(meta.key.block).or_insert(u64::MAX);
+                    *lowest = (*lowest).min(meta.sequence);
+                }
                 core.recover(tier, &meta, at);
             }
         }
         wiped
+    }
+
+    /// What other nodes are to know too: blocks that verbs evicted, with the last sequence that an eviction covers. Not those
+    /// of which another layout's record lives that this would cover.
+    pub(super) fn evicted_in_packs(&self) -> impl Iterator<Item = (BlockKey, u64)> {
+        let living = |block: &BlockKey| self.living_in_packs.get(block).copied();
+        let evicted =
+            self.evicted_in_packs.iter().filter(move |(block, up_to)| living(block).is_none_or(|at| at > **up_to));
+        evicted.map(|(block, up_to)| (*block, *up_to))
     }
 
     /// Whether this start is the first after the loss.

@@ -45,8 +45,13 @@ pub(in crate::services) async fn evict(
     let mut living: Vec<NodeId> = Vec::new();
     if let Some(packs) = &mut packs {
         if message.everywhere {
-            living = packs.look(node).await;
-            buried = packs.add_others(&keys, &mut outcomes, &living);
+            match packs.look(node).await {
+                Ok(who) => {
+                    living = who;
+                    buried = packs.add_others(&keys, &mut outcomes, &living);
+                }
+                Err(status) => buried = Err(status),
+            }
         }
         if !message.dry_run {
             // Before others are told: they could read anew what they just dropped.
@@ -61,15 +66,16 @@ pub(in crate::services) async fn evict(
         let targets = targets::passed_on(caller, &message.targets);
         let tombstones = packs.as_ref().and_then(|packs| packs.floor.recent_tombstones()).into_iter().collect();
         let passed_on = v1::EvictRequest { targets, tombstones, ..message.clone() };
-        nodes = fanout::tell_all(node, Verb::Evict(passed_on)).await;
+        let untold;
+        (nodes, untold) = fanout::tell_all_but(node, Verb::Evict(passed_on)).await;
+        // They may never come back.
+        living.retain(|id| !untold.contains(id));
     }
     if let Some(packs) = packs.as_mut().filter(|_| message.everywhere) {
-        // One that could not be told may never come back.
-        let untold =
-            |id: &NodeId| nodes.iter().any(|n| n.node_id == id.as_str() && n.outcome() == v1::Outcome::Deferred);
-        living.retain(|id| !untold(id));
-        let added = packs.add_others(&keys, &mut outcomes, &living);
-        buried = buried.and(packs.bury().await).and(added);
+        if buried.is_ok() {
+            buried = packs.add_others(&keys, &mut outcomes, &living);
+        }
+        buried = packs.bury().await.and(buried);
     }
     match buried {
         // It waits to be written, and the next start finds it in the journal: no reason to be told again.

@@ -66,17 +66,29 @@ impl Packs {
     }
 
     /// Who lives. Where others left packs, looks for those that they stored last.
-    pub(super) async fn look(&self, node: &Arc<Node>) -> Vec<NodeId> {
-        let living: Vec<NodeId> =
-            node.cluster.iter().flat_map(|cluster| cluster.records()).map(|record| record.id).collect();
-        if self.floor.has_others(&living) && !self.floor.was_refreshed_within(LOOK_EVERY) {
-            match timeout(LOOK_LIMIT, self.floor.refresh()).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "what nodes stored last that are gone is not known"),
-                Err(_) => tracing::info!("listing the object store takes long: what was known of it counts"),
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: only the directory can say who is gone.
+    pub(super) async fn look(&self, node: &Arc<Node>) -> Result<Vec<NodeId>, Status> {
+        let Some(cluster) = &node.cluster else { return Ok(Vec::new()) };
+        let living: Vec<NodeId> = cluster.records().into_iter().map(|record| record.id).collect();
+        if cluster.directory_state().away.is_some() || !living.contains(&cluster.id) {
+            return Err(Status::unavailable(
+                "evicted where it was cached, but the directory does not answer: packs of nodes that are gone may have it: evict \
+                 again",
+            ));
+        }
+        if self.floor.has_others(&living) && !self.floor.was_listed_within(LOOK_EVERY) {
+            let floor = Arc::clone(&self.floor);
+            // It goes on when it takes longer.
+            let listing = node.tasks.spawn(async move { floor.refresh().await });
+            match timeout(LOOK_LIMIT, listing).await {
+                Ok(Ok(Ok(_))) => {}
+                Ok(Ok(Err(error))) => tracing::warn!(%error, "what nodes stored last that are gone is not known"),
+                _ => tracing::info!("listing the object store takes long: what was known of it counts"),
             }
         }
-        living
+        Ok(living)
     }
 
     /// Adds what is in packs of nodes that cannot say so themselves, and says so of blocks that are nowhere else.

@@ -25,6 +25,7 @@ use super::refresh::now_ms;
 use super::tomb_file::{self, MAX_FILE_BYTES, MAX_IN_FILE};
 use super::tombstones::{Burial, Words, block_digest};
 use super::{Floor, Shared};
+use crate::object::breaker::is_untried;
 use crate::object::within;
 use crate::store::StorageError;
 
@@ -54,10 +55,17 @@ impl Floor {
         index.writers().any(|writer| *writer != self.shared.config.own && !than.contains(writer))
     }
 
-    /// Whether a refresh began so lately that ended well.
+    /// Whether a listing is under way, or one began so lately.
     #[must_use]
-    pub fn was_refreshed_within(&self, time: Duration) -> bool {
-        self.shared.refreshed.lock().is_some_and(|at: Instant| at.elapsed() <= time)
+    pub fn was_listed_within(&self, time: Duration) -> bool {
+        let listed = self.shared.listed.lock().is_some_and(|at: Instant| at.elapsed() <= time);
+        listed || self.shared.listing.available_permits() == 0
+    }
+
+    /// Whether a record of a writer's pack was evicted, by its block.
+    #[must_use]
+    pub fn is_buried(&self, writer: &NodeId, meta: &RecordMeta) -> bool {
+        self.shared.index.read().tombs.buries(writer, block_digest(&meta.key.block), meta.sequence)
     }
 
     /// Whether a record of a writer's pack was not evicted.
@@ -144,6 +152,7 @@ impl Shared {
                 format!("more than {MAX_TOMB_FILES} files of tombstones: what they say cannot be told from packs");
             return Err(StorageError::Unavailable { reason, source: None });
         }
+        self.set_unread(&graves.files);
         let all = self.learn_files(graves.files.iter().cloned()).await?;
         if all {
             let mut index = self.index.write();
@@ -178,10 +187,17 @@ impl Shared {
         let learning = async {
             let (listed, _) = self.remote.list(&tombs_folder(&self.root, &at.burier), MAX_TOMB_FILES).await?;
             let mut writers = Writers::default();
-            let files = listed.iter().filter_map(|object| writers.tombs_at(&self.root, &object.location));
-            let files: BTreeSet<TombAt> = files.chain([at]).collect();
+            let listed = listed.iter().filter_map(|object| writers.tombs_at(&self.root, &object.location));
+            let listed: BTreeSet<TombAt> = listed.collect();
+            let files: BTreeSet<TombAt> = listed.iter().cloned().chain([at.clone()]).collect();
             self.set_unread(&files);
-            self.learn_files(files.into_iter()).await
+            let is_listed = files.len() == listed.len();
+            let all = self.learn_files(files.into_iter()).await?;
+            if !all && !is_listed {
+                // It became part of one that the folder shows, or says nothing any more.
+                self.index.write().tombs.forget_unread(&at);
+            }
+            Ok::<_, StorageError>(all || !is_listed)
         };
         let limit = self.config.round.min(LEARN_LIMIT);
         let learnt = within(limit, "reading what a node evicted from packs", learning).await;
@@ -205,11 +221,14 @@ impl Shared {
     async fn learn_file(&self, at: TombAt) -> Result<bool, StorageError> {
         let _turn = self.footers.acquire().await.map_err(|_| StorageError::Closed)?;
         let bytes = match self.remote.get(&at.path(&self.root), 0..MAX_FILE_BYTES).await {
-            Ok(bytes) => bytes,
+            Ok(bytes) => Ok(bytes),
             Err(StorageError::NotFound) => return Ok(false),
-            Err(error) => return Err(error),
+            // One that was archived must not keep all packs from being found for ever.
+            Err(error) if is_untried(&error) || !self.index.write().tombs.failed_for_good(&at) => return Err(error),
+            Err(error) => Err(error.to_string()),
         };
-        let words = match tomb_file::decode(&at.name, &bytes) {
+        let words = bytes.and_then(|bytes| tomb_file::decode(&at.name, &bytes).map_err(|what| what.to_string()));
+        let words = match words {
             Ok(words) => words,
             Err(what) => {
                 tracing::error!(file = %at.announce(), %what, "what was evicted cannot be read: it may be found in packs");
@@ -249,6 +268,8 @@ impl Shared {
         let mergeable = self.index.read().tombs.mergeable(own, MAX_IN_FILE, |at| !merged.contains(at));
         let Some((files, words)) = mergeable else { return Ok(()) };
         let at = self.write_file(&words).await?;
+        // Whoever looks for the last one looks for all.
+        *self.recent.lock() = Some(at.clone());
         self.parts.lock().extend(files.into_iter().filter(|part| *part != at).map(|part| (part, Instant::now())));
         let mut index = self.index.write();
         let listing = index.listing();
@@ -260,6 +281,7 @@ impl Shared {
     pub(super) async fn delete_files(&self, files: &[TombAt]) -> Result<(), StorageError> {
         for at in files {
             self.remote.delete(&at.path(&self.root)).await?;
+            self.recent.lock().take_if(|recent| recent == at);
         }
         self.index.write().tombs.remove(files);
         Ok(())

@@ -17,7 +17,7 @@ use super::FloorRecord;
 use super::listing::Listed;
 use super::name::PackAt;
 use super::tombstones::{MAX_TOMBSTONES, Tombstones, block_digest};
-use crate::object::pack::Entry;
+use crate::object::pack::{Entry, PackName};
 
 /// Most packs known: 8 TiB of packs of the usual size.
 pub(super) const MAX_PACKS: usize = 1 << 20;
@@ -167,6 +167,15 @@ impl Index {
         self.failed.retain(|at, _| shown(at));
         self.stalled.retain(|at, _| shown(at));
         self.left_out = cut;
+    }
+
+    /// Forgets about writers that have no packs any more.
+    pub(super) fn forget_writers(&mut self, shown: impl Fn(&NodeId) -> bool) {
+        let Self { newest, numbers, .. } = self;
+        let first = |writer: &NodeId| PackAt { writer: writer.clone(), name: PackName([0; 32]) };
+        let is_known =
+            |writer: &NodeId| numbers.range(first(writer)..).next().is_some_and(|(at, _)| at.writer == *writer);
+        newest.retain(|writer, _| shown(writer) || is_known(writer));
     }
 
     /// Whether the footer of a listed pack is to be read.

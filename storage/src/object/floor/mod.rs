@@ -108,8 +108,8 @@ struct Shared {
     recent: Mutex<Option<TombAt>>,
     /// Own files that became part of another, and when.
     parts: Mutex<Vec<(TombAt, Instant)>>,
-    /// When the last refresh began that ended well.
-    refreshed: Mutex<Option<Instant>>,
+    /// When the last listing began that was compared with what is known.
+    listed: Mutex<Option<Instant>>,
     /// Has [`Floor::keep_fresh`] refresh soon.
     wake_refresh: Notify,
     /// One permit: listings do not run side by side.
@@ -158,7 +158,7 @@ impl Floor {
             listing: Semaphore::new(1),
             burying: AsyncMutex::default(),
             parts: Mutex::default(),
-            refreshed: Mutex::default(),
+            listed: Mutex::default(),
             wake_refresh: Notify::new(),
             footers: Semaphore::new(config.concurrency),
             reading: Semaphore::new(inflight),

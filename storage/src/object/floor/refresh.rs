@@ -109,6 +109,7 @@ impl Floor {
             early.extend(packs.into_iter().take(room));
             return found;
         }
+        packs.extend(mem::take(&mut *self.shared.early.lock()));
         let learning = packs.into_iter().map(|pack| self.shared.learn(pack));
         let mut learning = stream::iter(learning).buffer_unordered(self.shared.config.concurrency);
         while let Some(learnt) = learning.next().await {
@@ -137,10 +138,11 @@ impl Shared {
         if let Err(error) = self.tend_tombstones(&graves).await {
             tracing::warn!(%error, "files of tombstones could not be written or deleted: at the next refresh");
         }
-        let (gone_packs, mut wanted) = self.compare(number, listing);
+        let (gone_packs, mut wanted) = self.compare(number, listing, &graves);
+        *self.listed.lock() = Some(begun);
         let told: BTreeSet<PackAt> = {
-            let early = mem::take(&mut *self.early.lock());
-            let early: Vec<Listed> = early.into_iter().filter(|pack| wanted.iter().all(|w| w.at != pack.at)).collect();
+            let mut early = self.early.lock().clone();
+            early.retain(|pack| wanted.iter().all(|w| w.at != pack.at));
             wanted.extend(early.iter().cloned());
             early.into_iter().map(|pack| pack.at).collect()
         };
@@ -160,8 +162,11 @@ impl Shared {
                 Learnt::Malformed(what) => self.footer_failed(&at, what),
             }
         }
+        // What was announced meanwhile waits for the next one.
+        let index = self.index.read();
+        self.early.lock().retain(|pack| !told.contains(&pack.at) && !index.knows(&pack.at));
+        drop(index);
         refreshed.unreadable = self.unreadable();
-        *self.refreshed.lock() = Some(begun);
         Ok(refreshed)
     }
 
@@ -206,7 +211,7 @@ impl Shared {
     }
 
     /// Drops packs that are gone. Returns how many, and the packs to be read, newest first but for those that stalled.
-    fn compare(&self, number: u64, listing: Listing) -> (usize, Vec<Listed>) {
+    fn compare(&self, number: u64, listing: Listing, graves: &Graves) -> (usize, Vec<Listed>) {
         let (packs, cut) = listing.newest_first();
         let shown: BTreeMap<&PackAt, ()> = packs.iter().map(|pack| (&pack.at, ())).collect();
         let shows = |at: &PackAt| shown.contains_key(at);
@@ -216,6 +221,7 @@ impl Shared {
             (gone, from) = (gone + dropped, next);
         }
         self.index.write().begin_comparing(cut, shows);
+        self.index.write().forget_writers(|writer| graves.oldest_ms.contains_key(writer));
         let mut wanted = Vec::new();
         for batch in packs.chunks(BATCH) {
             let mut index = self.index.write();

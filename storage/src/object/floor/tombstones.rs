@@ -21,6 +21,8 @@ use crate::store::StorageError;
 
 /// Most tombstones in mind.
 pub(super) const MAX_TOMBSTONES: usize = 1 << 20;
+/// A file that could not be read so often is given up.
+const MAX_FAILURES: u32 = 8;
 /// Files of a node and a week that become one.
 pub(super) const MERGE_FILES: usize = 32;
 /// Files are merged with those of the same week only, so that what is old can go.
@@ -83,6 +85,13 @@ impl File {
     }
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Unread {
+    /// The latest listing when it was heard of.
+    known_in: u64,
+    failures: u32,
+}
+
 /// Up to which sequence something is dead, and how many files, and whatever waits for one, say so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Dead {
@@ -114,8 +123,8 @@ pub(super) struct Tombstones {
     most: usize,
     /// Every file of some listing was read.
     listed: bool,
-    /// Files that are known of and could not be read since, and the latest listing of then.
-    unread: BTreeMap<TombAt, u64>,
+    /// Files that are known of and could not be read since.
+    unread: BTreeMap<TombAt, Unread>,
     numbers: BTreeMap<NodeId, u32>,
     files: BTreeMap<TombAt, File>,
     /// Buried here, and not in a file yet.
@@ -153,14 +162,27 @@ impl Tombstones {
     /// one of these.
     pub(super) fn set_listed(&mut self, listing: u64) {
         self.listed = true;
-        self.unread.retain(|_, known_in| *known_in >= listing);
+        self.unread.retain(|_, unread| unread.known_in >= listing);
     }
 
     /// A file is there and was not read: nothing is found until it was. `listing` is the latest.
     pub(super) fn set_unread(&mut self, at: TombAt, listing: u64) {
         if !self.knows(&at) {
-            self.unread.insert(at, listing);
+            self.unread.entry(at).or_insert(Unread { known_in: listing, failures: 0 }).known_in = listing;
         }
+    }
+
+    /// A file that was heard of is gone, and what it said is known or says nothing any more.
+    pub(super) fn forget_unread(&mut self, at: &TombAt) {
+        self.unread.remove(at);
+    }
+
+    /// A file could not be read. Returns whether that happened so often that it is given up.
+    pub(super) fn failed_for_good(&mut self, at: &TombAt) -> bool {
+        self.unread.get_mut(at).is_some_and(|unread| {
+            unread.failures += 1;
+            unread.failures >= MAX_FAILURES
+        })
     }
 
     /// How many there are.
@@ -170,12 +192,15 @@ impl Tombstones {
 
     /// Whether a record is dead.
     pub(super) fn covers(&self, writer: &NodeId, block: u64, sequence: u64) -> bool {
-        if self.dead.is_empty() && self.whole.is_empty() {
-            return false;
-        }
-        let Some(number) = self.numbers.get(writer) else { return false };
-        let (dead, whole) = (self.dead.get(&(block, *number)), self.whole.get(number));
-        dead.into_iter().chain(whole).any(|dead| sequence <= dead.up_to_sequence)
+        let whole = || self.whole.get(self.numbers.get(writer)?);
+        let all = !self.whole.is_empty() && whole().is_some_and(|dead| sequence <= dead.up_to_sequence);
+        all || self.buries(writer, block, sequence)
+    }
+
+    /// Whether a record is dead because somebody said so of its block.
+    pub(super) fn buries(&self, writer: &NodeId, block: u64, sequence: u64) -> bool {
+        let dead = || self.dead.get(&(block, *self.numbers.get(writer)?));
+        !self.dead.is_empty() && dead().is_some_and(|dead| sequence <= dead.up_to_sequence)
     }
 
     /// Has blocks not be found for a while.
@@ -348,7 +373,8 @@ impl Tombstones {
         for ((writer, block), up_to_sequence) in merged {
             words.sections.entry(names[&writer].clone()).or_default().push(Tomb { block, up_to_sequence });
         }
-        (files.len() > 1).then_some((files, words))
+        let fits = self.in_files + words.sections.values().map(Vec::len).sum::<usize>() <= self.most.saturating_mul(2);
+        (files.len() > 1 && fits).then_some((files, words))
     }
 
     fn number(&mut self, writer: &NodeId) -> Option<u32> {

@@ -157,6 +157,7 @@ async fn own_files_become_one_and_others_are_left_alone() {
     assert_eq!(files().await, 39);
     refreshed(&there).await;
     assert_eq!(files().await, 39, "they are not this node's");
+    let told = news(&here);
     refreshed(&here).await;
     assert_eq!(files().await, 40, "whoever lists meanwhile finds the parts or the one");
     refreshed(&here).await;
@@ -166,6 +167,9 @@ async fn own_files_become_one_and_others_are_left_alone() {
         let found: Vec<u64> = (0..40).filter(|n| has(&floor, *n)).collect();
         assert_eq!(found, [39]);
         assert_eq!(floor.usage().tombstones, 39);
+        // A letter that names a file of before: what it said is known.
+        floor.announced(&told).await;
+        assert!(floor.is_ready() && has(&floor, 39));
     }
 }
 
