@@ -103,10 +103,9 @@ fn learn_packs(node: &Arc<Node>, cluster: &Arc<Cluster>, records: &[NodeRecord])
     drop(known);
     if !news.is_empty() {
         node.tasks.spawn(async move {
-            for names in news {
-                let learnt = floor.announced(&names).await;
-                tracing::debug!(?learnt, "packs that peers told of");
-            }
+            let learning = news.iter().map(|names| floor.announced(names));
+            let learnt = futures::future::join_all(learning).await;
+            tracing::debug!(?learnt, "packs that peers told of");
         });
     }
 }

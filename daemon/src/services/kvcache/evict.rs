@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvtier_policy::directory::record_ttl;
 use kvtier_proto::{convert, v1};
 use kvtier_storage::journal::Entry;
-use kvtier_types::{BlockKey, NodeId, Outcome, Tier};
+use kvtier_types::{BlockKey, Outcome, Tier};
+use tokio::time::sleep;
 use tonic::Status;
 
 use super::durable;
@@ -36,22 +38,20 @@ pub(in crate::services) async fn evict(
         let absent = caller.operator && message.targets.iter().all(|t| t.tenant.is_empty());
         packs = Packs::of(node, &keys, absent).await?;
     }
-    if let Some(packs) = packs.as_ref().filter(|_| (message.everywhere || passed_on) && !message.dry_run) {
+    let for_all = message.everywhere && !message.dry_run;
+    if let Some(packs) = packs.as_ref().filter(|_| for_all || passed_on) {
+        if for_all {
+            // Before anything is dropped: what is not here any more cannot be named again by everybody.
+            packs.look(node).await?;
+        }
         packs.floor.shield(&keys, SHIELDED);
         packs.floor.announced(&message.tombstones).await;
     }
     let mut outcomes = drop_here(node, &keys, (&tiers, message.dry_run), packs.as_mut()).await?;
     let mut buried = Ok(());
-    let mut living: Vec<NodeId> = Vec::new();
     if let Some(packs) = &mut packs {
         if message.everywhere {
-            match packs.look(node).await {
-                Ok(who) => {
-                    living = who;
-                    buried = packs.add_others(&keys, &mut outcomes, &living);
-                }
-                Err(status) => buried = Err(status),
-            }
+            buried = packs.add_others(node, &keys, &mut outcomes);
         }
         if !message.dry_run {
             // Before others are told: they could read anew what they just dropped.
@@ -68,14 +68,9 @@ pub(in crate::services) async fn evict(
         let passed_on = v1::EvictRequest { targets, tombstones, ..message.clone() };
         let untold;
         (nodes, untold) = fanout::tell_all_but(node, Verb::Evict(passed_on)).await;
-        // They may never come back.
-        living.retain(|id| !untold.contains(id));
-    }
-    if let Some(packs) = packs.as_mut().filter(|_| message.everywhere) {
-        if buried.is_ok() {
-            buried = packs.add_others(&keys, &mut outcomes, &living);
+        if let Some(packs) = packs.filter(|_| !untold.is_empty()) {
+            bury_later(node, packs, keys, outcomes.clone());
         }
-        buried = packs.bury().await.and(buried);
     }
     match buried {
         // It waits to be written, and the next start finds it in the journal: no reason to be told again.
@@ -83,6 +78,22 @@ pub(in crate::services) async fn evict(
         buried => buried?,
     }
     Ok(v1::EvictReply { outcomes: targets::outcomes(&resolved, outcomes), nodes })
+}
+
+/// Evicts from packs of nodes that could not be told, if they are gone once their word would have run out: one that lives is
+/// told later, and may refuse.
+fn bury_later(node: &Arc<Node>, mut packs: Packs, keys: Vec<BlockKey>, mut outcomes: Vec<(Outcome, &'static str)>) {
+    let (of_task, wait) = (Arc::clone(node), record_ttl(node.config.cluster.heartbeat.0) * 2);
+    node.tasks.spawn(async move {
+        tokio::select! {
+            () = of_task.stopping.cancelled() => {}
+            () = sleep(wait) => {}
+        }
+        let added = packs.add_others(&of_task, &keys, &mut outcomes);
+        if let Err(status) = packs.bury().await.and(added) {
+            tracing::warn!(%status, "what was evicted from packs of nodes that are gone");
+        }
+    });
 }
 
 /// Drops blocks from tiers of this node, durably; or says what would become of each.

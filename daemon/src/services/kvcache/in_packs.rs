@@ -65,49 +65,49 @@ impl Packs {
         }
     }
 
-    /// Who lives. Where others left packs, looks for those that they stored last.
+    /// Makes sure that all packs are known, and who lives. Where others left packs, looks for those that they stored last.
     ///
     /// # Errors
-    /// `UNAVAILABLE`: only the directory can say who is gone.
-    pub(super) async fn look(&self, node: &Arc<Node>) -> Result<Vec<NodeId>, Status> {
-        let Some(cluster) = &node.cluster else { return Ok(Vec::new()) };
-        let living: Vec<NodeId> = cluster.records().into_iter().map(|record| record.id).collect();
-        if cluster.directory_state().away.is_some() || !living.contains(&cluster.id) {
+    /// `UNAVAILABLE`: the store was not listed yet, or the directory does not answer, which alone can say who is gone.
+    pub(super) async fn look(&self, node: &Arc<Node>) -> Result<(), Status> {
+        if !self.floor.wait_whole(LOOK_LIMIT).await {
             return Err(Status::unavailable(
-                "evicted where it was cached, but the directory does not answer: packs of nodes that are gone may have it: evict \
-                 again",
+                "nothing was evicted: the object store could not be listed yet, and packs of nodes that are gone may have it. Try \
+                 again, or evict here only",
             ));
         }
-        if self.floor.has_others(&living) && !self.floor.was_listed_within(LOOK_EVERY) {
+        let living = living(node);
+        let known = node.cluster.as_ref().is_some_and(|cluster| cluster.directory_state().away.is_none());
+        if !known || !living.contains(&self.id) {
+            return Err(Status::unavailable(
+                "nothing was evicted: the directory does not answer, and packs of nodes that are gone may have it. Try again, or \
+                 evict here only",
+            ));
+        }
+        if self.floor.has_others(&living) {
             let floor = Arc::clone(&self.floor);
             // It goes on when it takes longer.
-            let listing = node.tasks.spawn(async move { floor.refresh().await });
+            let listing = node.tasks.spawn(async move { floor.refreshed_within(LOOK_EVERY).await });
             match timeout(LOOK_LIMIT, listing).await {
-                Ok(Ok(Ok(_))) => {}
+                Ok(Ok(Ok(()))) => {}
                 Ok(Ok(Err(error))) => tracing::warn!(%error, "what nodes stored last that are gone is not known"),
                 _ => tracing::info!("listing the object store takes long: what was known of it counts"),
             }
         }
-        Ok(living)
+        Ok(())
     }
 
     /// Adds what is in packs of nodes that cannot say so themselves, and says so of blocks that are nowhere else.
     ///
     /// # Errors
-    /// `UNAVAILABLE`: it is not known what is in packs. `RESOURCE_EXHAUSTED`: where it is not known which writers have a
-    /// block, all of them may have each.
+    /// `RESOURCE_EXHAUSTED`: where it is not known which writers have a block, all of them may have each.
     pub(super) fn add_others(
         &mut self,
+        node: &Arc<Node>,
         keys: &[BlockKey],
         outcomes: &mut Outcomes,
-        living: &[NodeId],
     ) -> Result<(), Status> {
-        if !self.floor.is_ready() {
-            return Err(Status::unavailable(
-                "evicted where it was cached, but the object store could not be listed yet: packs of nodes that are gone may \
-                 have it: evict again",
-            ));
-        }
+        let living = living(node);
         for (portion, outcomes) in keys.chunks(KEYS_PER_CORE_CALL).zip(outcomes.chunks_mut(KEYS_PER_CORE_CALL)) {
             if self.burials.len() > MAX_BURIALS {
                 return Err(Status::resource_exhausted(
@@ -143,6 +143,11 @@ impl Packs {
             )),
         })
     }
+}
+
+/// Who is heard of.
+fn living(node: &Arc<Node>) -> Vec<NodeId> {
+    node.cluster.iter().flat_map(|cluster| cluster.records()).map(|record| record.id).collect()
 }
 
 fn found_in_packs(outcome: &mut (Outcome, &'static str)) {

@@ -11,13 +11,14 @@
 //! *Cancellation*: what was not written when a call is dropped is written by the next one, or by the next refresh.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
 use kvtier_types::{BlockKey, NodeId, RecordMeta};
 use object_store::PutPayload;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::listing::{Graves, MAX_TOMB_FILES};
 use super::name::{TombAt, Writers, tombs_folder};
@@ -29,8 +30,12 @@ use crate::object::breaker::is_untried;
 use crate::object::within;
 use crate::store::StorageError;
 
+/// Refreshes that failed at a footer after which all others are known: each begins with those that did not fail before.
+pub(super) const ROUNDS: u32 = 3;
 /// Shortest time between two files: calls that come faster share one.
 const WRITE_EVERY: Duration = Duration::from_millis(250);
+/// Pause between two looks at whether something is known.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest look at what one node evicted.
 const LEARN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -48,6 +53,21 @@ impl Floor {
         self.shared.index.read().tombs.is_ready()
     }
 
+    /// Whether it is known what is dead and what is in packs, but for those whose footer cannot be read.
+    fn is_whole(&self) -> bool {
+        self.is_ready() && self.shared.rounds.load(Ordering::Relaxed) >= ROUNDS
+    }
+
+    /// Waits until both are known, for at most `limit`. Returns whether they are.
+    pub async fn wait_whole(&self, limit: Duration) -> bool {
+        let waiting = async {
+            while !self.is_whole() {
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        timeout(limit, waiting).await.is_ok()
+    }
+
     /// Whether packs of others than these are known.
     #[must_use]
     pub fn has_others(&self, than: &[NodeId]) -> bool {
@@ -55,11 +75,16 @@ impl Floor {
         index.writers().any(|writer| *writer != self.shared.config.own && !than.contains(writer))
     }
 
-    /// Whether a listing is under way, or one began so lately.
-    #[must_use]
-    pub fn was_listed_within(&self, time: Duration) -> bool {
-        let listed = self.shared.listed.lock().is_some_and(|at: Instant| at.elapsed() <= time);
-        listed || self.shared.listing.available_permits() == 0
+    /// Refreshes unless that was done so lately; one that is under way is waited for instead.
+    ///
+    /// # Errors
+    /// As [`Floor::refresh`].
+    pub async fn refreshed_within(&self, time: Duration) -> Result<(), StorageError> {
+        let lately = || self.shared.refreshed.lock().is_some_and(|at: Instant| at.elapsed() <= time);
+        while !lately() && self.shared.listing.available_permits() == 0 {
+            sleep(LOOK_AGAIN).await;
+        }
+        if lately() { Ok(()) } else { self.refresh().await.map(drop) }
     }
 
     /// Whether a record of a writer's pack was evicted, by its block.
@@ -81,14 +106,21 @@ impl Floor {
         self.shared.index.read().tombs.newest_of(&self.shared.config.own)
     }
 
-    /// Reads all that was evicted, without looking at packs.
+    /// Reads all that was evicted, without looking at packs, unless that is done.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`]: the store did not answer, or not within `round`.
     pub async fn learn_dead(&self) -> Result<(), StorageError> {
         let learning = async {
-            let _turn = self.shared.listing.acquire().await.map_err(|_| StorageError::Closed)?;
-            self.shared.list_and_learn().await.map(drop)
+            // A refresh has its turn until it has read all footers, and knows long before what is dead.
+            while !self.is_ready() {
+                match timeout(LOOK_AGAIN, self.shared.listing.acquire()).await {
+                    Err(_elapsed) => {}
+                    Ok(Err(_)) => return Err(StorageError::Closed),
+                    Ok(Ok(_turn)) => return self.shared.list_and_learn().await.map(drop),
+                }
+            }
+            Ok(())
         };
         within(self.shared.config.round, "reading what was evicted from packs", learning).await?
     }
@@ -159,6 +191,7 @@ impl Shared {
             let gone = index.tombs.absent(listing, |at| graves.files.contains(at));
             index.tombs.remove(&gone);
             index.tombs.set_listed(listing);
+            index.tombs.retain_given_up(|at| graves.files.contains(at));
         }
         Ok(all)
     }
@@ -171,11 +204,14 @@ impl Shared {
         };
         let reading = unknown.into_iter().map(|at| self.learn_file(at));
         let mut reading = stream::iter(reading).buffer_unordered(self.config.concurrency);
-        let mut all = true;
+        let (mut all, mut failed) = (true, None);
         while let Some(there) = reading.next().await {
-            all &= there?;
+            match there {
+                Ok(there) => all &= there,
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(all)
+        failed.map_or(Ok(all), Err)
     }
 
     /// A node wrote a file: reads it and whatever else that node wrote. Until that is done nothing is found.
@@ -189,15 +225,14 @@ impl Shared {
             let mut writers = Writers::default();
             let listed = listed.iter().filter_map(|object| writers.tombs_at(&self.root, &object.location));
             let listed: BTreeSet<TombAt> = listed.collect();
-            let files: BTreeSet<TombAt> = listed.iter().cloned().chain([at.clone()]).collect();
-            self.set_unread(&files);
-            let is_listed = files.len() == listed.len();
-            let all = self.learn_files(files.into_iter()).await?;
-            if !all && !is_listed {
+            self.set_unread(&listed);
+            let is_listed = listed.contains(&at);
+            let all = self.learn_files(listed.into_iter()).await?;
+            if !is_listed && !self.learn_files([at.clone()].into_iter()).await? {
                 // It became part of one that the folder shows, or says nothing any more.
                 self.index.write().tombs.forget_unread(&at);
             }
-            Ok::<_, StorageError>(all || !is_listed)
+            Ok::<_, StorageError>(all)
         };
         let limit = self.config.round.min(LEARN_LIMIT);
         let learnt = within(limit, "reading what a node evicted from packs", learning).await;
@@ -221,18 +256,20 @@ impl Shared {
     async fn learn_file(&self, at: TombAt) -> Result<bool, StorageError> {
         let _turn = self.footers.acquire().await.map_err(|_| StorageError::Closed)?;
         let bytes = match self.remote.get(&at.path(&self.root), 0..MAX_FILE_BYTES).await {
-            Ok(bytes) => Ok(bytes),
+            Ok(bytes) => bytes,
             Err(StorageError::NotFound) => return Ok(false),
             // One that was archived must not keep all packs from being found for ever.
-            Err(error) if is_untried(&error) || !self.index.write().tombs.failed_for_good(&at) => return Err(error),
-            Err(error) => Err(error.to_string()),
+            Err(error) => {
+                let given_up = !is_untried(&error) && self.index.write().tombs.failed(&at);
+                return if given_up { Ok(true) } else { Err(error) };
+            }
         };
-        let words = bytes.and_then(|bytes| tomb_file::decode(&at.name, &bytes).map_err(|what| what.to_string()));
-        let words = match words {
+        let words = match tomb_file::decode(&at.name, &bytes) {
             Ok(words) => words,
             Err(what) => {
                 tracing::error!(file = %at.announce(), %what, "what was evicted cannot be read: it may be found in packs");
-                Words::default()
+                // It stays where it is, for whoever can mend it.
+                Words { said_ms: u64::MAX, ..Words::default() }
             }
         };
         let mut index = self.index.write();

@@ -31,6 +31,7 @@ mod tomb_file;
 mod tombstones;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use kvtier_memory::IoBuf;
 use kvtier_types::{Expect, NodeId, RecordMeta, ShardKey};
@@ -108,8 +109,10 @@ struct Shared {
     recent: Mutex<Option<TombAt>>,
     /// Own files that became part of another, and when.
     parts: Mutex<Vec<(TombAt, Instant)>>,
-    /// When the last listing began that was compared with what is known.
-    listed: Mutex<Option<Instant>>,
+    /// When the last refresh ended that ended well.
+    refreshed: Mutex<Option<Instant>>,
+    /// Refreshes that got as far as the footers; as many as make it whole once one ended well.
+    rounds: AtomicU32,
     /// Has [`Floor::keep_fresh`] refresh soon.
     wake_refresh: Notify,
     /// One permit: listings do not run side by side.
@@ -158,7 +161,8 @@ impl Floor {
             listing: Semaphore::new(1),
             burying: AsyncMutex::default(),
             parts: Mutex::default(),
-            listed: Mutex::default(),
+            refreshed: Mutex::default(),
+            rounds: AtomicU32::new(0),
             wake_refresh: Notify::new(),
             footers: Semaphore::new(config.concurrency),
             reading: Semaphore::new(inflight),

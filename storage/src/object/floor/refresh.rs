@@ -9,12 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use futures::StreamExt;
 use futures::stream;
 use tokio::time::Instant;
 
+use super::bury::ROUNDS;
 use super::index::{BATCH, MAX_PACK_RECORDS, MAX_PACKS, Slots};
 use super::listing::{Graves, Listed, Listing};
 use super::name::{PackAt, TombAt, Writers};
@@ -133,13 +135,11 @@ impl Shared {
 
     async fn refresh(&self) -> Result<Refreshed, StorageError> {
         let _turn = self.listing.acquire().await.map_err(|_| StorageError::Closed)?;
-        let begun = Instant::now();
         let (number, listing, graves) = self.list_and_learn().await?;
         if let Err(error) = self.tend_tombstones(&graves).await {
             tracing::warn!(%error, "files of tombstones could not be written or deleted: at the next refresh");
         }
         let (gone_packs, mut wanted) = self.compare(number, listing, &graves);
-        *self.listed.lock() = Some(begun);
         let told: BTreeSet<PackAt> = {
             let mut early = self.early.lock().clone();
             early.retain(|pack| wanted.iter().all(|w| w.at != pack.at));
@@ -153,7 +153,10 @@ impl Shared {
         });
         let mut learning = stream::iter(learning).buffer_unordered(self.config.concurrency);
         while let Some((at, learnt)) = learning.next().await {
-            let learnt = learnt.inspect_err(|_| self.index.write().footer_stalled(at.clone()))?;
+            let learnt = learnt.inspect_err(|_| {
+                self.rounds.fetch_add(1, Ordering::Relaxed);
+                self.index.write().footer_stalled(at.clone());
+            })?;
             match learnt {
                 Learnt::New => refreshed.new_packs += 1,
                 Learnt::Known | Learnt::Gone => {}
@@ -166,6 +169,8 @@ impl Shared {
         let index = self.index.read();
         self.early.lock().retain(|pack| !told.contains(&pack.at) && !index.knows(&pack.at));
         drop(index);
+        self.rounds.store(ROUNDS, Ordering::Relaxed);
+        *self.refreshed.lock() = Some(Instant::now());
         refreshed.unreadable = self.unreadable();
         Ok(refreshed)
     }

@@ -21,8 +21,8 @@ use crate::store::StorageError;
 
 /// Most tombstones in mind.
 pub(super) const MAX_TOMBSTONES: usize = 1 << 20;
-/// A file that could not be read so often is given up.
-const MAX_FAILURES: u32 = 8;
+/// A file that could not be read for so long does not keep packs from being found any more.
+const GIVE_UP: Duration = Duration::from_secs(600);
 /// Files of a node and a week that become one.
 pub(super) const MERGE_FILES: usize = 32;
 /// Files are merged with those of the same week only, so that what is old can go.
@@ -89,7 +89,7 @@ impl File {
 struct Unread {
     /// The latest listing when it was heard of.
     known_in: u64,
-    failures: u32,
+    since: Instant,
 }
 
 /// Up to which sequence something is dead, and how many files, and whatever waits for one, say so.
@@ -125,6 +125,8 @@ pub(super) struct Tombstones {
     listed: bool,
     /// Files that are known of and could not be read since.
     unread: BTreeMap<TombAt, Unread>,
+    /// Those that it was too long: tried again with every listing.
+    given_up: BTreeSet<TombAt>,
     numbers: BTreeMap<NodeId, u32>,
     files: BTreeMap<TombAt, File>,
     /// Buried here, and not in a file yet.
@@ -143,6 +145,7 @@ impl Tombstones {
             most,
             listed: false,
             unread: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             numbers: BTreeMap::new(),
             files: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -165,10 +168,16 @@ impl Tombstones {
         self.unread.retain(|_, unread| unread.known_in >= listing);
     }
 
+    /// Lets go of what was given up and is not there any more.
+    pub(super) fn retain_given_up(&mut self, shown: impl Fn(&TombAt) -> bool) {
+        self.given_up.retain(shown);
+    }
+
     /// A file is there and was not read: nothing is found until it was. `listing` is the latest.
     pub(super) fn set_unread(&mut self, at: TombAt, listing: u64) {
-        if !self.knows(&at) {
-            self.unread.entry(at).or_insert(Unread { known_in: listing, failures: 0 }).known_in = listing;
+        if !self.knows(&at) && !self.given_up.contains(&at) {
+            let unread = self.unread.entry(at).or_insert_with(|| Unread { known_in: listing, since: Instant::now() });
+            unread.known_in = listing;
         }
     }
 
@@ -177,12 +186,14 @@ impl Tombstones {
         self.unread.remove(at);
     }
 
-    /// A file could not be read. Returns whether that happened so often that it is given up.
-    pub(super) fn failed_for_good(&mut self, at: &TombAt) -> bool {
-        self.unread.get_mut(at).is_some_and(|unread| {
-            unread.failures += 1;
-            unread.failures >= MAX_FAILURES
-        })
+    /// A file could not be read. Returns whether it is given up, now or before.
+    pub(super) fn failed(&mut self, at: &TombAt) -> bool {
+        if self.unread.get(at).is_some_and(|unread| unread.since.elapsed() >= GIVE_UP) {
+            self.unread.remove(at);
+            self.given_up.insert(at.clone());
+            tracing::error!(file = %at.announce(), "what was evicted cannot be read for long: it may be found in packs");
+        }
+        self.given_up.contains(at)
     }
 
     /// How many there are.
@@ -283,6 +294,7 @@ impl Tombstones {
     /// Takes in a file. Returns whether each tombstone of it is kept in mind.
     pub(super) fn insert(&mut self, at: TombAt, learnt_in: u64, words: &Words) -> bool {
         self.unread.remove(&at);
+        self.given_up.remove(&at);
         if self.knows(&at) {
             return true;
         }
